@@ -1,0 +1,12 @@
+"""AEGIS: durable workflows on Celery.
+
+A workflow is a state machine declared as a class; each transition runs as one Celery task, which
+commits a checkpoint to PostgreSQL before it acknowledges its message.
+"""
+
+from .core.errors import AegisError
+from .core.machine import Definition
+from .core.retry import Retry
+from .core.workflow import Context, Workflow, transition
+
+__all__ = ["AegisError", "Context", "Definition", "Retry", "Workflow", "transition"]
