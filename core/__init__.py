@@ -1,0 +1,1 @@
+"""What AEGIS decides, with no clock, no disk, no network and no database."""

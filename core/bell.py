@@ -1,0 +1,27 @@
+"""A bell: the message that wakes a worker for one transition. It is a hint, never the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bell:
+    """``(workflow_id, seq)``, and where to ring: ``queue`` (None: the default) and a label for people."""
+
+    workflow_id: str
+    seq: int
+    queue: str | None
+    label: str
+
+
+class Ring(Protocol):
+    """The port through which the engine reaches a broker that it does not know."""
+
+    def __call__(self, bells: Sequence[Bell], /) -> bool:
+        """Put the bells on their queues; return whether the broker took them all.
+
+        Never raises for a broker that is away: whatever was not rung is due soon, and swept.
+        """

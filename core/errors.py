@@ -1,0 +1,286 @@
+"""Every error that AEGIS raises on purpose; each names the values at fault and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+class AegisError(Exception):
+    """The root of the tree; ``str()`` of any of them is one line for a person."""
+
+
+# --- what the author of a workflow sees ---------------------------------------------
+
+
+class DefinitionError(AegisError):
+    """A workflow class that cannot work; raised when the class is made."""
+
+    def __init__(self, workflow: str, method: str | None, problem: str, remedy: str) -> None:
+        super().__init__(workflow, method, problem, remedy)
+        self.workflow, self.method, self.problem, self.remedy = workflow, method, problem, remedy
+
+    def __str__(self) -> str:
+        place = f"{self.workflow}.{self.method}" if self.method else self.workflow
+        return f"{place}: {self.problem}; {self.remedy}"
+
+
+class InvalidHandlerResult(AegisError):
+    """A handler returned, or did to its workflow, what its declaration does not allow."""
+
+    def __init__(self, transition: str, problem: str) -> None:
+        super().__init__(transition, problem)
+        self.transition, self.problem = transition, problem
+
+    def __str__(self) -> str:
+        return f"{self.transition}: {self.problem}"
+
+
+class HandlerTimeout(AegisError):
+    """A handler ran longer than the ``timeout`` of its transition (seconds)."""
+
+    def __init__(self, transition: str, timeout: float) -> None:
+        super().__init__(transition, timeout)
+        self.transition, self.timeout = transition, timeout
+
+    def __str__(self) -> str:
+        return f"{self.transition} did not finish within its timeout of {self.timeout:g} s"
+
+
+# --- what does not get through a door -------------------------------------------------
+
+
+class NotCanonical(AegisError):
+    """A value outside the domain of canonical JSON; ``pointer`` is an RFC 6901 pointer to it."""
+
+    def __init__(self, pointer: str, problem: str) -> None:
+        super().__init__(pointer, problem)
+        self.pointer, self.problem = pointer, problem
+
+    def __str__(self) -> str:
+        return f"{self.problem}, at {self.pointer or 'the top of the document'}"
+
+
+class InvalidData(AegisError):
+    """Data that does not fit its declared type; ``problems`` are ``(pointer, problem)`` pairs."""
+
+    def __init__(self, what: str, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__(what, tuple(problems))
+        self.what, self.problems = what, tuple(problems)
+
+    def __str__(self) -> str:
+        found = "; ".join(f"{pointer or '/'}: {problem}" for pointer, problem in self.problems)
+        return f"{self.what} is not valid: {found}"
+
+
+class InvalidName(AegisError):
+    """A workflow id, event key, queue or actor that is not usable as one."""
+
+    def __init__(self, what: str, value: str, rule: str) -> None:
+        super().__init__(what, value, rule)
+        self.what, self.value, self.rule = what, value, rule
+
+    def __str__(self) -> str:
+        shown = self.value if len(self.value) <= 60 else self.value[:57] + "..."  # noqa: PLR2004 - a line's worth
+        return f"{shown!r} is not a {self.what}: {self.rule}"
+
+
+class UnknownWorkflowType(AegisError):
+    """No class of that name was loaded in this process."""
+
+    def __init__(self, type_name: str, known: Iterable[str]) -> None:
+        super().__init__(type_name, tuple(known))
+        self.type_name, self.known = type_name, tuple(known)
+
+    def __str__(self) -> str:
+        known = ", ".join(sorted(self.known)) or "none"
+        return (
+            f"no workflow type {self.type_name!r} is loaded here (known: {known}); name its module in AEGIS_WORKFLOWS"
+        )
+
+
+class UnknownEvent(AegisError):
+    """An event that no state of the workflow accepts."""
+
+    def __init__(self, type_name: str, event: str, accepted: Iterable[str]) -> None:
+        super().__init__(type_name, event, tuple(accepted))
+        self.type_name, self.event, self.accepted = type_name, event, tuple(accepted)
+
+    def __str__(self) -> str:
+        accepted = ", ".join(sorted(self.accepted)) or "none at all"
+        return f"{self.type_name} accepts no event {self.event!r}; it accepts: {accepted}"
+
+
+# --- what the database says -----------------------------------------------------------
+
+
+class WorkflowNotFound(AegisError):
+    """There is no workflow, or no transition of it, under that id."""
+
+    def __init__(self, workflow_id: str, seq: int | None = None) -> None:
+        super().__init__(workflow_id, seq)
+        self.workflow_id, self.seq = workflow_id, seq
+
+    def __str__(self) -> str:
+        if self.seq is None:
+            return f"there is no workflow {self.workflow_id!r}; `aegis list` shows those there are"
+        return f"workflow {self.workflow_id!r} has no checkpoint at seq {self.seq}"
+
+
+class StartConflict(AegisError):
+    """The id belongs to a workflow that was started with something else."""
+
+    def __init__(self, workflow_id: str, differences: Sequence[str]) -> None:
+        super().__init__(workflow_id, tuple(differences))
+        self.workflow_id, self.differences = workflow_id, tuple(differences)
+
+    def __str__(self) -> str:
+        return (
+            f"workflow {self.workflow_id!r} was already started with other input "
+            f"({'; '.join(self.differences)}); use another id, or the same input"
+        )
+
+
+class EventConflict(AegisError):
+    """The event key was already used on this workflow for another event or payload."""
+
+    def __init__(self, workflow_id: str, key: str, event: str) -> None:
+        super().__init__(workflow_id, key, event)
+        self.workflow_id, self.key, self.event = workflow_id, key, event
+
+    def __str__(self) -> str:
+        return (
+            f"workflow {self.workflow_id!r} already received an event under the key {self.key!r}, "
+            f"with another name or payload than this {self.event!r}; use a new key"
+        )
+
+
+class WrongStatus(AegisError):
+    """The workflow's status does not allow what was asked of it."""
+
+    def __init__(self, workflow_id: str, status: str, operation: str, allowed: Iterable[str]) -> None:
+        super().__init__(workflow_id, status, operation, tuple(allowed))
+        self.workflow_id, self.status = workflow_id, status
+        self.operation, self.allowed = operation, tuple(allowed)
+
+    def __str__(self) -> str:
+        return (
+            f"workflow {self.workflow_id!r} is {self.status}; {self.operation} needs one that is "
+            f"{' or '.join(self.allowed)}"
+        )
+
+
+class WorkflowNotCompleted(AegisError):
+    """A workflow that was waited for ended otherwise than by completing."""
+
+    def __init__(self, workflow_id: str, status: str, reason: str | None) -> None:
+        super().__init__(workflow_id, status, reason)
+        self.workflow_id, self.status, self.reason = workflow_id, status, reason
+
+    def __str__(self) -> str:
+        because = f": {self.reason}" if self.reason else ""
+        return f"workflow {self.workflow_id!r} is {self.status}{because}"
+
+
+class WaitTimeout(AegisError):
+    """A workflow did not end within the time that the caller was ready to wait (seconds)."""
+
+    def __init__(self, workflow_id: str, timeout: float, status: str, state: str) -> None:
+        super().__init__(workflow_id, timeout, status, state)
+        self.workflow_id, self.timeout, self.status, self.state = workflow_id, timeout, status, state
+
+    def __str__(self) -> str:
+        return (
+            f"workflow {self.workflow_id!r} has not ended after {self.timeout:g} s: "
+            f"it is {self.status} in state {self.state!r}"
+        )
+
+
+class ClaimLost(AegisError):
+    """Another worker owns this transition now; nothing of this attempt was written."""
+
+    def __init__(self, workflow_id: str, seq: int) -> None:
+        super().__init__(workflow_id, seq)
+        self.workflow_id, self.seq = workflow_id, seq
+
+    def __str__(self) -> str:
+        return f"workflow {self.workflow_id!r} is no longer ours at seq {self.seq}"
+
+
+class HistoryBroken(AegisError):
+    """A stored record is not what was committed."""
+
+    def __init__(self, workflow_id: str, seq: int, problem: str) -> None:
+        super().__init__(workflow_id, seq, problem)
+        self.workflow_id, self.seq, self.problem = workflow_id, seq, problem
+
+    def __str__(self) -> str:
+        return f"workflow {self.workflow_id!r}, transition {self.seq}: {self.problem}"
+
+
+# --- the surroundings -----------------------------------------------------------------
+
+
+class ConfigurationError(AegisError):
+    """A setting that cannot be used; ``source`` is the variable or file at fault."""
+
+    def __init__(self, source: str, problem: str, remedy: str) -> None:
+        super().__init__(source, problem, remedy)
+        self.source, self.problem, self.remedy = source, problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.problem}; {self.remedy}"
+
+
+class DatabaseUnavailable(AegisError):
+    """PostgreSQL does not answer, or broke the connection off; the outcome may be unknown."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+        self.url, self.reason = url, reason
+
+    def __str__(self) -> str:
+        return (
+            f"no answer from the database at {self.url} ({self.reason}); "
+            "start it with `aegis up`, or set AEGIS_DATABASE_URL to one that runs"
+        )
+
+
+class SchemaMismatch(AegisError):
+    """The database's schema is not the one that this version of AEGIS works with."""
+
+    def __init__(self, found: str | None, wanted: str) -> None:
+        super().__init__(found, wanted)
+        self.found, self.wanted = found, wanted
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"the database has no AEGIS schema (needs {self.wanted}); run `aegis db upgrade`"
+        return (
+            f"the database's schema is at {self.found}, this AEGIS needs {self.wanted}; run "
+            "`aegis db upgrade`, or install the version of AEGIS that matches the schema"
+        )
+
+
+class BrokerUnavailable(AegisError):
+    """The broker does not answer; whatever was accepted stays accepted."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+        self.url, self.reason = url, reason
+
+    def __str__(self) -> str:
+        return (
+            f"no answer from the broker at {self.url} ({self.reason}); "
+            "start it with `aegis up`, or set AEGIS_BROKER_URL to one that runs"
+        )
+
+
+class ServerUnavailable(AegisError):
+    """A private server for `aegis up` cannot be had, or did not start."""
+
+    def __init__(self, server: str, problem: str, remedy: str) -> None:
+        super().__init__(server, problem, remedy)
+        self.server, self.problem, self.remedy = server, problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.server}: {self.problem}; {self.remedy}"

@@ -1,0 +1,336 @@
+"""The state machine of a workflow type: its edges, what may follow what, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import cached_property
+from typing import Final, TypeAlias, TypeVar
+
+from .canonical import canonical
+from .chain import ENGINE_EVENTS
+from .errors import DefinitionError
+from .retry import Retry
+
+MAX_NAME: Final = 128
+
+T = TypeVar("T")
+
+
+class Kind(StrEnum):
+    """What sets a transition off."""
+
+    AUTOMATIC = "automatic"
+    EVENT = "event"
+    TIMER = "timer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """One declared transition: from any of ``sources``, by its handler, to one of ``targets``."""
+
+    name: str
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    on: str | None = None
+    after: timedelta | None = None
+    retry: Retry = field(default_factory=Retry)
+    timeout: float | None = None
+    queue: str | None = None
+    transactional: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """Return what sets this transition off."""
+        if self.on is not None:
+            return Kind.EVENT
+        return Kind.AUTOMATIC if self.after is None else Kind.TIMER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """What a workflow waits for in the state it is in.
+
+    Exactly one of these holds: ``automatic`` is set; or events or a timer can move it; or, with
+    nothing set, the state is final.
+    """
+
+    automatic: Edge | None = None
+    accepts: tuple[str, ...] = ()
+    timer: Edge | None = None
+    timer_at: datetime | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing can follow."""
+        return self.automatic is None and self.timer is None and not self.accepts
+
+    @property
+    def following(self) -> Edge | None:
+        """Return the edge that will run if no event comes."""
+        return self.automatic or self.timer
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitingEvent:
+    """An event that was received and not consumed yet; ``payload`` is its canonical bytes."""
+
+    id: int
+    name: str
+    key: str
+    sender: str
+    payload: bytes
+    received_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definition:
+    """A workflow type as a state machine. ``states`` are in the order of their declaration."""
+
+    type: str
+    version: int
+    states: tuple[str, ...]
+    initial: str
+    edges: tuple[Edge, ...]
+
+    def leaving(self, state: str) -> tuple[Edge, ...]:
+        """Return the edges out of a state, in the order of their declaration."""
+        return tuple(edge for edge in self.edges if state in edge.sources)
+
+    def pending(self, state: str, *, entered_at: datetime) -> Pending:
+        """Return what a workflow that entered ``state`` at that time waits for."""
+        leaving = self.leaving(state)
+        timers = [edge for edge in leaving if edge.after is not None]
+        timer = min(timers, key=lambda edge: edge.after or timedelta.max) if timers else None
+        return Pending(
+            automatic=next((edge for edge in leaving if edge.kind is Kind.AUTOMATIC), None),
+            accepts=tuple(edge.on for edge in leaving if edge.on is not None),
+            timer=timer,
+            timer_at=None if timer is None or timer.after is None else entered_at + timer.after,
+        )
+
+    def on_event(self, state: str, event: str) -> Edge | None:
+        """Return the edge that takes the event in that state."""
+        return next((edge for edge in self.leaving(state) if edge.on == event), None)
+
+    def choose(self, state: str, pending: Pending, event: WaitingEvent | None, *, now: datetime) -> Edge | None:
+        """Return the edge that a workflow takes now; None means that there is nothing to do yet.
+
+        An event that came before the timer ran out goes first, however late it is handled.
+        """
+        if pending.automatic is not None:
+            return pending.automatic
+        ran_out = pending.timer_at is not None and pending.timer_at <= now
+        if event is not None and not (ran_out and pending.timer_at and event.received_at > pending.timer_at):
+            return self.on_event(state, event.name)
+        return pending.timer if ran_out else None
+
+    def events(self) -> tuple[str, ...]:
+        """Return every event that some state accepts."""
+        return tuple(dict.fromkeys(edge.on for edge in self.edges if edge.on is not None))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return ``sha256:`` and the hash of the machine: its states and edges, not its tuning."""
+        body = canonical(
+            {
+                "type": self.type,
+                "version": self.version,
+                "states": list(self.states),
+                "initial": self.initial,
+                "transitions": [
+                    {
+                        "name": edge.name,
+                        "from": list(edge.sources),
+                        "to": list(edge.targets),
+                        "on": edge.on,
+                        "after": None if edge.after is None else f"{edge.after.total_seconds():.6f}",
+                    }
+                    for edge in self.edges
+                ],
+            }
+        )
+        return "sha256:" + hashlib.sha256(body).hexdigest()
+
+    def diagram(self) -> str:
+        """Return the machine as a Mermaid state diagram."""
+        lines = ["stateDiagram-v2", f"    [*] --> {self.initial}"]
+        for edge in self.edges:
+            label = {
+                Kind.AUTOMATIC: edge.name,
+                Kind.EVENT: f"{edge.name} on {edge.on}",
+                Kind.TIMER: f"{edge.name} after {edge.after}",
+            }[edge.kind]
+            lines += [f"    {source} --> {target}: {label}" for source in edge.sources for target in edge.targets]
+        lines += [f"    {state} --> [*]" for state in self.states if not self.leaving(state)]
+        return "\n".join(lines)
+
+
+def check(definition: Definition) -> None:
+    """Refuse a machine that cannot work.
+
+    Raises:
+        DefinitionError: names the class, the method and the remedy.
+
+    """
+    for problem in _problems(definition):
+        raise problem
+
+
+def _problems(definition: Definition) -> Iterator[DefinitionError]:
+    """Yield what is wrong, the most basic first: later checks may rely on earlier ones."""
+    if not definition.edges:
+        yield DefinitionError(
+            definition.type, None, "it declares no transition", "declare at least one with @transition(source, target)"
+        )
+    for edge in definition.edges:
+        yield from _edge_problems(definition, edge)
+    for state in definition.states:
+        yield from _state_problems(definition, state)
+    yield from _reachability_problems(definition)
+
+
+_Rule: TypeAlias = tuple[Callable[[Edge], bool], str, str]
+
+# What must not be true of an edge, what to say of it, and what to do. ``{edge}`` is the edge.
+_EDGE_RULES: Final[tuple[_Rule, ...]] = (
+    (
+        lambda edge: edge.name in ENGINE_EVENTS,
+        "the engine itself uses this name in the history",
+        "call the method something else",
+    ),
+    (
+        lambda edge: not edge.sources or not edge.targets,
+        "it has no source or no target",
+        "give at least one state for each",
+    ),
+    (
+        lambda edge: bool(_twice(edge.sources) or _twice(edge.targets)),
+        "a source or a target is named twice",
+        "name each state once",
+    ),
+    (
+        lambda edge: edge.on is not None and edge.after is not None,
+        "it has both on= and after=",
+        "declare one transition for the event and one for the timer",
+    ),
+    (
+        lambda edge: edge.on is not None and not (edge.on.isidentifier() and len(edge.on) <= MAX_NAME),
+        "{edge.on!r} is not a name for an event",
+        "use letters, digits and underscores",
+    ),
+    (
+        lambda edge: edge.after is not None and edge.after <= timedelta(0),
+        "after={edge.after} is not in the future",
+        "give a positive timedelta, or leave it out",
+    ),
+    (
+        lambda edge: edge.timeout is not None and edge.timeout <= 0,
+        "timeout={edge.timeout} would end it before it began",
+        "give seconds above 0, or leave it out",
+    ),
+    (
+        lambda edge: edge.queue is not None and not is_queue_name(edge.queue),
+        "{edge.queue!r} is not a name for a queue",
+        "use letters, digits, '.', '_' and '-'",
+    ),
+)
+
+
+def _edge_problems(definition: Definition, edge: Edge) -> Iterator[DefinitionError]:
+    for is_wrong, problem, remedy in _EDGE_RULES:
+        if is_wrong(edge):
+            yield DefinitionError(definition.type, edge.name, problem.format(edge=edge), remedy)
+
+
+def is_queue_name(name: str) -> bool:
+    """Whether a queue may be called that: what every broker, URL and shell takes as it is."""
+    return 0 < len(name) <= MAX_NAME and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
+
+
+def _state_problems(definition: Definition, state: str) -> Iterator[DefinitionError]:
+    leaving = definition.leaving(state)
+    automatic = [edge for edge in leaving if edge.kind is Kind.AUTOMATIC]
+    if len(automatic) > 1:
+        yield DefinitionError(
+            definition.type,
+            automatic[1].name,
+            f"state {state!r} already has the automatic transition {automatic[0].name}",
+            "give one of the two on= or after=, or make it one transition with several targets",
+        )
+    if automatic and len(leaving) > 1:
+        idle = next(edge for edge in leaving if edge is not automatic[0])
+        yield DefinitionError(
+            definition.type,
+            idle.name,
+            f"state {state!r} is left at once by {automatic[0].name}, so this could never run",
+            "let it start from a state that waits",
+        )
+    for event in _twice(edge.on for edge in leaving if edge.on is not None):
+        second = [edge for edge in leaving if edge.on == event][1]
+        yield DefinitionError(
+            definition.type,
+            second.name,
+            f"state {state!r} already has a transition on {event!r}",
+            "keep one, with several targets if need be",
+        )
+    for after in _twice(edge.after for edge in leaving if edge.after is not None):
+        second = [edge for edge in leaving if edge.after == after][1]
+        yield DefinitionError(
+            definition.type,
+            second.name,
+            f"state {state!r} already has a timer after {after}",
+            "keep one of the two",
+        )
+
+
+def _reachability_problems(definition: Definition) -> Iterator[DefinitionError]:
+    reached = _closure({definition.initial}, {s: _targets(definition.leaving(s)) for s in definition.states})
+    for state in definition.states:
+        if state not in reached:
+            yield DefinitionError(
+                definition.type,
+                None,
+                f"state {state!r} cannot be reached from {definition.initial!r}",
+                "add a transition to it, or remove the state",
+            )
+    # Backwards from every state that ends or waits: whoever is not met runs on by itself for ever.
+    resting = {
+        state
+        for state in definition.states
+        if not any(edge.kind is Kind.AUTOMATIC for edge in definition.leaving(state))
+    }
+    sources: dict[str, set[str]] = {state: set() for state in definition.states}
+    for edge in definition.edges:
+        for target in edge.targets:
+            sources[target].update(edge.sources)
+    resting = _closure(resting, sources)
+    for state in definition.states:
+        if state not in resting:
+            yield DefinitionError(
+                definition.type,
+                definition.leaving(state)[0].name,
+                f"from state {state!r} automatic transitions follow each other for ever",
+                "let one of them lead to a state that ends, or that waits for an event or a timer",
+            )
+
+
+def _targets(edges: Iterable[Edge]) -> set[str]:
+    return {target for edge in edges for target in edge.targets}
+
+
+def _closure(start: set[str], steps: Mapping[str, set[str]]) -> set[str]:
+    seen, todo = set(start), list(start)
+    while todo:
+        for state in steps[todo.pop()] - seen:
+            seen.add(state)
+            todo.append(state)
+    return seen
+
+
+def _twice(values: Iterable[T]) -> list[T]:
+    listed = list(values)
+    return [value for index, value in enumerate(listed) if value in listed[:index]]

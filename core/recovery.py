@@ -1,0 +1,130 @@
+"""Recovery: what to do with a workflow that is due, and with a worker that is silent.
+
+Rows and times come in, decisions come out; ``tasks/sweep.py`` carries them out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+_COUNTING_SLACK: Final = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """How patient recovery is."""
+
+    heartbeat_timeout: timedelta
+    """A worker silent for longer than this is dead."""
+    ring_grace: timedelta
+    """How long after a ring a workflow that did not move is looked at again, the first time."""
+    longest_look: timedelta = timedelta(minutes=10)
+    """The most that the looks at one workflow are apart."""
+    fork_margin: timedelta = timedelta(seconds=2)
+    """How much older than a heartbeat a claim must be before the heartbeat can speak against it."""
+    most_waits: int = 8
+    """After so many looks at an unmoved queue a workflow is rung again all the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """A workflow of which nothing was heard until its ``due_at``."""
+
+    workflow_id: str
+    seq: int
+    queue: str | None
+    label: str
+    rings: int
+    """How often it was rung, or looked at, since it last moved; 0: no bell is under way."""
+    claimed: bool
+    """Whether a worker has it in hand; whether that worker lives is another question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claimed:
+    """A workflow in a worker's hands."""
+
+    workflow_id: str
+    claim: int
+    owner: str
+    pid: int
+    claimed_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat:
+    """The last sign of one worker's process tree.
+
+    ``pids`` are the processes that run handlers, ``types`` the workflows it knows (``type/version``).
+    """
+
+    worker_id: str
+    pids: frozenset[int]
+    types: frozenset[str]
+    queues: frozenset[str]
+    seen_at: datetime
+
+
+def to_ring(due: Sequence[Due], queue_lengths: Mapping[str | None, int], policy: Policy) -> list[Due]:
+    """Return those of the due workflows whose bell has to be rung now.
+
+    A queue that holds about as many bells as there are due workflows is merely long: ringing
+    again would make it longer. One that holds clearly fewer has lost some, and nobody knows which.
+    """
+    rung_before = Counter(row.queue for row in due if row.rings and not row.claimed)
+    lost = {queue for queue, count in rung_before.items() if _has_lost(count, queue_lengths.get(queue, 0))}
+    return [
+        row
+        for row in due
+        # The modulus: never rung, or waited for long enough whatever the queue says.
+        if not row.claimed and (row.rings % policy.most_waits == 0 or row.queue in lost)
+    ]
+
+
+def _has_lost(due: int, waiting: int) -> bool:
+    """Whether a queue must have lost bells; the two counts are taken at slightly different moments."""
+    return waiting == 0 or due - waiting > _COUNTING_SLACK + waiting // 10
+
+
+def next_look(row: Due, policy: Policy) -> timedelta:
+    """Return how long to leave a workflow alone now: twice as long each time."""
+    if row.claimed:
+        return policy.longest_look / 10  # its worker's heartbeat is what speaks for it
+    return min(policy.ring_grace * (1 << min(row.rings, 20)), policy.longest_look)
+
+
+def dead_workers(
+    heartbeats: Sequence[Heartbeat], policy: Policy, *, now: datetime, watched_since: datetime
+) -> list[str]:
+    """Return the ids of the workers that have been silent for too long.
+
+    Silence counts from ``watched_since`` at the earliest, the moment from which sweeps have run
+    without a gap: after the database was away, every worker first gets the time to speak again.
+    """
+    return [beat.worker_id for beat in heartbeats if now - max(beat.seen_at, watched_since) > policy.heartbeat_timeout]
+
+
+def abandoned(
+    claims: Sequence[Claimed],
+    living: Sequence[Heartbeat],
+    policy: Policy,
+    *,
+    now: datetime,
+    watched_since: datetime,
+) -> list[Claimed]:
+    """Return the claims whose process is gone: its worker is, or lives on without it."""
+    by_id = {beat.worker_id: beat for beat in living}
+    return [claim for claim in claims if _is_abandoned(claim, by_id.get(claim.owner), policy, now, watched_since)]
+
+
+def _is_abandoned(
+    claim: Claimed, beat: Heartbeat | None, policy: Policy, now: datetime, watched_since: datetime
+) -> bool:
+    if beat is None:  # no such worker: it is dead, or its first heartbeat is still under way
+        return now - max(claim.claimed_at, watched_since) > policy.heartbeat_timeout
+    # A process that was forked while the last heartbeat was on its way is not in it yet.
+    return claim.pid not in beat.pids and claim.claimed_at + policy.fork_margin < beat.seen_at
