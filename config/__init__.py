@@ -1,0 +1,1 @@
+"""Settings and logging; nothing else reads the environment."""

@@ -1,0 +1,201 @@
+"""Settings: one frozen object, read from ``AEGIS_`` variables once, refused loudly.
+
+With neither ``AEGIS_DATABASE_URL`` nor ``AEGIS_BROKER_URL`` set, everything speaks to the
+private servers that ``aegis up`` starts below ``AEGIS_HOME``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..core.errors import ConfigurationError
+from ..core.machine import is_queue_name
+from ..core.recovery import Policy
+from .home import Home, default_home
+
+PREFIX: Final = "AEGIS_"
+# What the project's own tests are told; not settings of the product.
+_TEST_PREFIX: Final = "AEGIS_TEST_"
+
+
+class Settings(BaseModel):
+    """Everything that can be set, by the name of its variable without ``AEGIS_``; times in seconds."""
+
+    model_config = ConfigDict(frozen=True, validate_default=True, extra="forbid")
+
+    database_url: Annotated[str, Field(description="PostgreSQL: postgresql://user:password@host/database")] = ""
+    broker_url: Annotated[str, Field(description="Redis or Valkey: redis://host:6379/0")] = ""
+    broker_prefix: Annotated[
+        str, Field(max_length=64, description="what every key in the broker begins with; one for each deployment on it")
+    ] = "aegis:"
+    home: Annotated[Path, Field(description="where `aegis up` keeps its private servers and their data")] = Path()
+    workflows: Annotated[tuple[str, ...], Field(description="modules to load workflows from, separated by commas")] = ()
+    deployment: Annotated[
+        str, Field(max_length=128, description="name of this deployment in its hashes; fixed by the first upgrade")
+    ] = ""
+    queue: Annotated[str, Field(description="the queue for transitions that name none")] = "aegis"
+    heartbeat_interval: Annotated[float, Field(ge=0.1, le=60, description="between two signs of life of a worker")] = 3
+    heartbeat_timeout: Annotated[float, Field(ge=0.5, le=3600, description="a worker silent for longer is dead")] = 12
+    sweep_interval: Annotated[float, Field(ge=0.1, le=60, description="between two recovery sweeps")] = 1
+    ring_grace: Annotated[
+        float, Field(ge=0.1, le=600, description="a workflow that did not move for so long is rung again")
+    ] = 5
+    checkpoint_interval: Annotated[
+        float, Field(ge=1, le=86400, description="handlers that run longer are asked for a checkpoint, this often")
+    ] = 300
+    stop_grace: Annotated[
+        float, Field(ge=0, le=3600, description="how long a stopping worker lets its handlers finish")
+    ] = 15
+    max_bytes: Annotated[
+        int, Field(ge=1024, le=1024 * 1024, description="the most that one checkpoint or payload may hold, in bytes")
+    ] = 256 * 1024
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what is logged")] = "info"
+    log_format: Annotated[Literal["console", "json"], Field(description="how it is logged")] = "console"
+    postgres_bin: Annotated[
+        str, Field(description="folder with initdb and postgres, instead of the installed wheel's")
+    ] = ""
+    valkey_bin: Annotated[str, Field(description="valkey-server or redis-server, instead of the wheel's")] = ""
+
+    @field_validator("workflows", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return default_home() if value == Path() else value.expanduser().absolute()
+
+    @field_validator("database_url", mode="after")
+    @classmethod
+    def _postgresql(cls, value: str) -> str:
+        """Name the driver: SQLAlchemy's own default for a plain ``postgresql://`` is another one."""
+        for plain in ("postgresql://", "postgres://"):
+            if value.startswith(plain):
+                return "postgresql+psycopg2://" + value.removeprefix(plain)
+        if value and not value.startswith("postgresql+psycopg2://"):
+            msg = "it is not a postgresql:// address"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("broker_url", mode="after")
+    @classmethod
+    def _redis(cls, value: str) -> str:
+        if value and not value.startswith(("redis://", "rediss://", "redis+socket://", "sentinel://")):
+            msg = "it is not a redis:// address"
+            raise ValueError(msg)
+        if value.startswith("rediss://") and "ssl_cert_reqs" not in value:
+            # Without it, kombu would take any certificate (CERT_NONE).
+            value += ("&" if "?" in value else "?") + "ssl_cert_reqs=required"
+        return value
+
+    @field_validator("queue", mode="after")
+    @classmethod
+    def _queue_name(cls, value: str) -> str:
+        if not is_queue_name(value):
+            msg = "it is not a name for a queue: letters, digits, '.', '_' and '-'"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if bool(self.database_url) != bool(self.broker_url):
+            missing = "AEGIS_BROKER_URL" if self.database_url else "AEGIS_DATABASE_URL"
+            msg = f"{missing} is not set, but its counterpart is: set both, or neither"
+            raise ValueError(msg)
+        if self.heartbeat_timeout < 2 * self.heartbeat_interval:
+            msg = "AEGIS_HEARTBEAT_TIMEOUT must be at least twice AEGIS_HEARTBEAT_INTERVAL"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the private servers are used."""
+        return not self.database_url
+
+    @property
+    def places(self) -> Home:
+        """Where the private servers keep their things."""
+        return Home(self.home)
+
+    @property
+    def database(self) -> str:
+        """The address of the database in use."""
+        return self.database_url or self.places.database_url
+
+    @property
+    def broker(self) -> str:
+        """The address of the broker in use."""
+        return self.broker_url or self.places.broker_url
+
+    @property
+    def recovery(self) -> Policy:
+        """How patient recovery is."""
+        return Policy(
+            heartbeat_timeout=timedelta(seconds=self.heartbeat_timeout),
+            ring_grace=timedelta(seconds=self.ring_grace),
+        )
+
+
+@cache
+def settings() -> Settings:
+    """Return the settings of this process.
+
+    Raises:
+        ConfigurationError: names the variable, what is wrong with it, and what it should hold.
+
+    """
+    return read(os.environ)
+
+
+def read(environment: Mapping[str, str]) -> Settings:
+    """Return the settings that an environment gives.
+
+    Raises:
+        ConfigurationError: names the variable, what is wrong with it, and what it should hold.
+
+    """
+    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    given = {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(PREFIX) and not name.startswith(_TEST_PREFIX)
+    }
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean {close[0]}?" if close else f"known are: {', '.join(sorted(known))}"
+            raise ConfigurationError(name, "there is no such setting", remedy)
+    values: dict[str, Any] = {known[name]: value for name, value in given.items() if value}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def _refusal(error: ValidationError) -> ConfigurationError:
+    detail = error.errors(include_url=False)[0]
+    problem = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"]:
+        variable, _, rest = problem.partition(" ")
+        return ConfigurationError(variable, rest, "see `docs/reference/settings.md`")
+    name = str(detail["loc"][0])
+    description = Settings.model_fields[name].description
+    given = safe_url(str(detail["input"]))
+    return ConfigurationError(f"{PREFIX}{name.upper()}={given}", problem, f"it should hold: {description}")
+
+
+def safe_url(url: str) -> str:
+    """Return an address without its password, for people and logs."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    user, _, password = credentials.partition(":")
+    return f"{scheme}{separator}{user}{':***' if password else ''}{at}{place}"
