@@ -1,0 +1,43 @@
+"""Bringing the schema to its newest version, with Alembic; safe for several processes at once."""
+
+from __future__ import annotations
+
+import uuid
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, text
+from sqlalchemy.dialects.postgresql import insert
+
+from ..core.errors import SchemaMismatch
+from . import schema
+from .database import Database
+from .models import DeploymentRow, SweepRow
+
+
+def upgrade(database: Database, *, deployment: str = "") -> str:
+    """Bring the schema to its newest version, and return that.
+
+    ``deployment`` names this deployment in every hash from now on, if it has no name yet.
+
+    Raises:
+        SchemaMismatch: the schema is newer than this AEGIS.
+
+    """
+    with database.transaction() as session:
+        connection = session.connection()
+        found = schema.current(connection)
+        if found is not None and found > schema.wanted():
+            raise SchemaMismatch(found, schema.wanted())
+        config = Config()
+        config.set_main_option("script_location", "aegis.persistence:migrations")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        _first_rows(connection, deployment or f"aegis/{uuid.uuid4()}")
+    return schema.wanted()
+
+
+def _first_rows(connection: Connection, deployment: str) -> None:
+    now = text("clock_timestamp()")
+    connection.execute(insert(DeploymentRow).values(id=1, name=deployment, created_at=now).on_conflict_do_nothing())
+    connection.execute(insert(SweepRow).values(id=1, ran_at=now, since=now).on_conflict_do_nothing())

@@ -1,0 +1,252 @@
+"""The tables. PostgreSQL is the truth: the workflow's row is the outbox, the transitions its proof.
+
+``aegis_workflow``    one row a workflow: where it is, who has it, when to look at it again
+``aegis_transition``  one row a transition: the hashed envelope, and columns to search by
+``aegis_payload``     what went into a transition beside the state (event, error, reason)
+``aegis_checkpoint``  the workflow's data after a transition (number 0), or inside a handler (1, 2, ...)
+``aegis_event``       what was sent to a workflow, consumed in the transition that took it
+``aegis_worker``      one row a living worker
+``aegis_sweep``       one row: when the recovery sweep last ran
+``aegis_deployment``  one row: the name that is hashed into every chain's beginning
+
+The hot tables have no foreign keys: their rows are only ever written by the statement that moves
+the workflow, history outlives the row that it tells of, and each key would cost a look and a
+lock per transition.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Identity,
+    Index,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+STATUSES: Final = ("pending", "waiting", "paused", "completed", "failed", "cancelled", "quarantined")
+ENDED: Final = ("completed", "cancelled")
+CHECKPOINT_KINDS: Final = ("transition", "manual", "periodic")
+MAX_ID: Final = 128
+
+
+class Base(DeclarativeBase):
+    """The tables' common ground."""
+
+    metadata = MetaData(naming_convention={"pk": "%(table_name)s_pkey"})
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way to say it
+        str: Text,
+        bytes: LargeBinary,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB(none_as_null=True),
+        list[str]: JSONB,
+        list[int]: JSONB,
+    }
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
+
+
+class WorkflowRow(Base):
+    """Where a workflow is, and what is to happen with it next."""
+
+    __tablename__ = "aegis_workflow"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    type: Mapped[str]
+    version: Mapped[int]
+    definition: Mapped[str]
+    state: Mapped[str]
+    status: Mapped[str]
+    seq: Mapped[int] = mapped_column(BigInteger)
+    head: Mapped[bytes]
+    """The hash of transition ``seq``."""
+
+    following: Mapped[str | None]
+    """The handler that runs if no event comes: an automatic transition, or a timer's."""
+    accepts: Mapped[list[str]]
+    """The events that the state waits for."""
+    inbox: Mapped[int] = mapped_column(server_default=text("0"))
+    """How many events were received and not consumed."""
+    queue: Mapped[str | None]
+    moved_at: Mapped[datetime]
+    """The ``at`` of the last transition; the next one is never earlier."""
+    entered_at: Mapped[datetime]
+    """When the state was entered; a timer counts from it."""
+    timer_at: Mapped[datetime | None]
+
+    ready_at: Mapped[datetime | None]
+    """Not to be claimed before; null: only an event, or a person, makes it ready."""
+    due_at: Mapped[datetime | None]
+    """If nothing happened by then, the sweep looks; null: there is nothing to do."""
+    rings: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    """How often it was rung since it last moved; 0: no bell is under way."""
+
+    claim: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """The fencing token: higher at each claim, never lower again."""
+    attempt: Mapped[int] = mapped_column(server_default=text("0"))
+    """Attempts at the next transition so far, counted before the handler runs."""
+    owner: Mapped[str | None]
+    """The worker that has it in hand."""
+    owner_pid: Mapped[int | None]
+    owner_thread: Mapped[int | None] = mapped_column(BigInteger)
+    claimed_at: Mapped[datetime | None]
+    checkpointed_at: Mapped[datetime]
+    checkpoint_asked_at: Mapped[datetime | None]
+    """When the running handler was asked for a checkpoint that it has not given yet."""
+
+    pausing: Mapped[dict[str, Any] | None]
+    """Who asked for a pause, and why, while a handler was running."""
+    error: Mapped[dict[str, Any] | None]
+    """What went wrong at the last attempt; null after a success."""
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+    __table_args__ = (
+        CheckConstraint(f"length(id) BETWEEN 1 AND {MAX_ID}", name="aegis_workflow_id_length"),
+        CheckConstraint(_one_of("status", STATUSES), name="aegis_workflow_status_known"),
+        CheckConstraint("octet_length(head) = 32", name="aegis_workflow_head_is_a_hash"),
+        CheckConstraint("seq >= 0 AND claim >= 0 AND attempt >= 0 AND inbox >= 0", name="aegis_workflow_counts"),
+        CheckConstraint("(owner IS NULL) = (owner_pid IS NULL)", name="aegis_workflow_owner_has_pid"),
+        CheckConstraint(
+            "status IN ('pending', 'waiting') OR (due_at IS NULL AND ready_at IS NULL AND owner IS NULL)",
+            name="aegis_workflow_at_rest",
+        ),
+        Index("aegis_workflow_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        Index("aegis_workflow_owned", "owner", postgresql_where=text("owner IS NOT NULL")),
+        Index("aegis_workflow_newest", "created_at", "id"),
+        Index("aegis_workflow_troubled", "status", postgresql_where=text("status IN ('failed', 'quarantined')")),
+    )
+
+
+class TransitionRow(Base):
+    """One link of the audit chain; never changed."""
+
+    __tablename__ = "aegis_transition"
+
+    workflow_id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    event: Mapped[str]
+    from_state: Mapped[str | None]
+    to_state: Mapped[str]
+    actor: Mapped[str]
+    attempt: Mapped[int]
+    at: Mapped[datetime]
+    envelope: Mapped[bytes]
+    hash: Mapped[bytes]
+
+    __table_args__ = (CheckConstraint("octet_length(hash) = 32", name="aegis_transition_hash_is_a_hash"),)
+
+
+class PayloadRow(Base):
+    """What a transition's envelope commits to beside the checkpoint, where there is anything."""
+
+    __tablename__ = "aegis_payload"
+
+    workflow_id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    body: Mapped[bytes]
+    salt: Mapped[bytes]
+
+
+class CheckpointRow(Base):
+    """A hashed snapshot of a workflow's data."""
+
+    __tablename__ = "aegis_checkpoint"
+
+    workflow_id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    body: Mapped[bytes]
+    salt: Mapped[bytes]
+    commitment: Mapped[bytes]
+    at: Mapped[datetime]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("kind", CHECKPOINT_KINDS), name="aegis_checkpoint_kind_known"),
+        CheckConstraint("(number = 0) = (kind = 'transition')", name="aegis_checkpoint_number_of_kind"),
+        CheckConstraint("octet_length(commitment) = 32", name="aegis_checkpoint_commitment_is_a_hash"),
+    )
+
+
+class EventRow(Base):
+    """Something that was sent to a workflow."""
+
+    __tablename__ = "aegis_event"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    workflow_id: Mapped[str]
+    name: Mapped[str]
+    key: Mapped[str]
+    sender: Mapped[str]
+    payload: Mapped[bytes]
+    received_at: Mapped[datetime]
+    consumed_seq: Mapped[int | None] = mapped_column(BigInteger)
+
+    __table_args__ = (
+        UniqueConstraint("workflow_id", "key", name="aegis_event_once"),
+        # A transition takes one event, and an event makes one transition.
+        Index(
+            "aegis_event_consumed",
+            "workflow_id",
+            "consumed_seq",
+            unique=True,
+            postgresql_where=text("consumed_seq IS NOT NULL"),
+        ),
+        Index("aegis_event_waiting", "workflow_id", "id", postgresql_where=text("consumed_seq IS NULL")),
+    )
+
+
+class WorkerRow(Base):
+    """A worker that lives, by its own word."""
+
+    __tablename__ = "aegis_worker"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    """Host, boot and process namespace: within one, a pid can be looked up."""
+    pid: Mapped[int]
+    pids: Mapped[list[int]]
+    """The processes that run its handlers."""
+    queues: Mapped[list[str]]
+    types: Mapped[list[str]]
+    """``type/version`` of every workflow that it knows."""
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+
+
+class SweepRow(Base):
+    """When the recovery sweep last ran, and since when it has run without a gap."""
+
+    __tablename__ = "aegis_sweep"
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    ran_at: Mapped[datetime]
+    since: Mapped[datetime]
+
+    __table_args__ = (CheckConstraint("id = 1", name="aegis_sweep_is_one"),)
+
+
+class DeploymentRow(Base):
+    """The name of this deployment, which every chain begins with."""
+
+    __tablename__ = "aegis_deployment"
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    name: Mapped[str]
+    created_at: Mapped[datetime]
+
+    __table_args__ = (CheckConstraint("id = 1", name="aegis_deployment_is_one"),)

@@ -1,0 +1,423 @@
+"""The engine's verbs, each inside one transaction of its caller; what they return wants to be rung.
+
+Written once against a synchronous ``Session``: an async engine reaches them through
+``AsyncSession.run_sync``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from ..core.bell import Bell
+from ..core.canonical import Json, canonical, load
+from ..core.chain import checkpoint_commitment
+from ..core.errors import EventConflict, HistoryBroken, InvalidName, StartConflict, WorkflowNotFound, WrongStatus
+from ..core.workflow import Workflow, read_payload, registry, snapshot, state_of
+from . import moves
+from .database import in_transaction
+from .models import ENDED, MAX_ID, CheckpointRow, DeploymentRow, EventRow, TransitionRow, WorkflowRow
+from .records import Checkpoint, Following, Position, Snapshot
+from .repository import commit, progress_of, read_position, read_snapshot
+from .statements import POSITION, SNAPSHOT
+
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+=~-]*")
+_OPEN: Final = ("pending", "waiting")
+_MOST_REASON: Final = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """On whose behalf, and within which bounds, a verb is carried out."""
+
+    actor: str
+    grace: timedelta
+    max_bytes: int
+
+
+def check_name(what: str, value: str) -> str:
+    """Return an id, key or actor that is fit for hashes, URLs, shells and logs.
+
+    Raises:
+        InvalidName: says what it must look like.
+
+    """
+    if len(value) > MAX_ID or not _ID.fullmatch(value):
+        rule = f"use 1 to {MAX_ID} letters, digits and any of . _ : @ / + = ~ -, beginning with a letter or digit"
+        raise InvalidName(what, str(value), rule)
+    return value
+
+
+# --- start ------------------------------------------------------------------------------
+
+
+def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) -> Bell | None:
+    """Accept a workflow; None if it was started with the same input before.
+
+    Raises:
+        InvalidName, InvalidData, NotCanonical: nothing was written.
+        StartConflict: the id was taken with other input.
+
+    """
+    check_name("workflow id", workflow_id)
+    data, definition = snapshot(workflow), workflow.definition
+    deployment, now = session.execute(select(DeploymentRow.name, func.clock_timestamp())).one()
+    link, following = moves.begin(
+        definition,
+        workflow_id,
+        state_of(workflow),
+        data,
+        deployment=deployment,
+        actor=terms.actor,
+        at=now,
+        max_bytes=terms.max_bytes,
+    )
+    at_once = following.at_once
+    accepted = session.execute(
+        upsert(WorkflowRow)
+        .values(
+            id=workflow_id,
+            type=definition.type,
+            version=definition.version,
+            definition=definition.fingerprint,
+            state=state_of(workflow),
+            status="completed" if following.ended else "pending" if at_once else "waiting",
+            seq=0,
+            head=link.hash,
+            following=following.name,
+            accepts=list(following.accepts),
+            queue=following.queue,
+            moved_at=now,
+            entered_at=now,
+            timer_at=following.timer_at,
+            ready_at=now if at_once else following.timer_at,
+            due_at=now + terms.grace if at_once else following.timer_at,
+            rings=1 if at_once else 0,
+            checkpointed_at=now,
+            created_at=now,
+            updated_at=now,
+        )
+        .on_conflict_do_nothing()
+        .returning(WorkflowRow.id)
+    ).one_or_none()
+    if accepted is None:
+        _same_start(session, workflow, workflow_id, data)
+        return None
+    envelope = link.envelope
+    session.execute(
+        insert(TransitionRow).values(
+            workflow_id=workflow_id,
+            seq=0,
+            event=envelope.event,
+            from_state=None,
+            to_state=envelope.to_state,
+            actor=envelope.actor,
+            attempt=envelope.attempt,
+            at=now,
+            envelope=link.body,
+            hash=link.hash,
+        )
+    )
+    session.execute(
+        insert(CheckpointRow).values(
+            workflow_id=workflow_id,
+            seq=0,
+            number=0,
+            kind="transition",
+            body=link.checkpoint,
+            salt=link.checkpoint_salt,
+            commitment=envelope.checkpoint,
+            at=now,
+        )
+    )
+    return _bell(workflow_id, 0, definition.type, following) if at_once else None
+
+
+def _same_start(session: Session, workflow: Workflow, workflow_id: str, data: Mapping[str, Any]) -> None:
+    type_name = session.execute(select(WorkflowRow.type).where(WorkflowRow.id == workflow_id)).scalar_one()
+    if type_name != workflow.definition.type:
+        raise StartConflict(workflow_id, [f"type: {type_name} then, {workflow.definition.type} now"])
+    body = session.execute(
+        select(CheckpointRow.body).where(
+            CheckpointRow.workflow_id == workflow_id, CheckpointRow.seq == 0, CheckpointRow.number == 0
+        )
+    ).scalar_one()
+    before: Any = load(bytes(body))
+    given: Any = load(canonical(dict(data), max_bytes=2**30))  # as it would have been read back
+    if found := list(differences(before["state"], given)):
+        raise StartConflict(workflow_id, found)
+
+
+def differences(before: Json, now: Json, pointer: str = "") -> list[str]:
+    """Return where two JSON values differ, as lines for a person."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            line
+            for key in sorted(before.keys() | now.keys())
+            for line in differences(before.get(key), now.get(key), f"{pointer}/{key}")
+        ]
+    return [] if before == now else [f"{pointer or '/'}: {_shown(before)} then, {_shown(now)} now"]
+
+
+def _shown(value: Json) -> str:
+    text = canonical(value, max_bytes=2**30).decode()
+    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - a line's worth
+
+
+# --- send -------------------------------------------------------------------------------
+
+
+def send(session: Session, workflow_id: str, event: str, payload: object, key: str, terms: Terms) -> Bell | None:
+    """Accept an event for a workflow; it is kept until a state takes it.
+
+    Returns None if it was received before, or does not set anything off yet.
+
+    Raises:
+        UnknownWorkflowType, UnknownEvent, InvalidData, NotCanonical, InvalidName: nothing was written.
+        WorkflowNotFound, WrongStatus, EventConflict: nothing was written.
+
+    """
+    check_name("event key", key)
+    position, status, now = lock(session, workflow_id)
+    workflow = registry.get(position.type)
+    _, data = read_payload(workflow, event, payload)
+    body = canonical(data, max_bytes=terms.max_bytes)
+    if status in ENDED:
+        raise WrongStatus(workflow_id, status, f"the event {event!r}", ["not ended"])
+    received = session.execute(
+        upsert(EventRow)
+        .values(workflow_id=workflow_id, name=event, key=key, sender=terms.actor, payload=body, received_at=now)
+        .on_conflict_do_nothing()
+        .returning(EventRow.id)
+    ).one_or_none()
+    if received is None:
+        before = session.execute(
+            select(EventRow.name, EventRow.payload).where(EventRow.workflow_id == workflow_id, EventRow.key == key)
+        ).one()
+        if (before.name, bytes(before.payload)) != (event, body):
+            raise EventConflict(workflow_id, key, event)
+        return None
+    # A handler's retry keeps its delay: an event wakes only who waits.
+    edge = workflow.definition.on_event(position.state, event) if status == "waiting" else None
+    changes: dict[str, Any] = {"inbox": WorkflowRow.inbox + 1, "updated_at": now}
+    if edge is not None:
+        changes |= {"status": "pending", "ready_at": now, "due_at": now + terms.grace, "rings": 1, "queue": edge.queue}
+    session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(**changes))
+    if edge is None:
+        return None
+    label = f"{position.type}.{edge.name}"
+    return Bell(workflow_id=workflow_id, seq=position.seq, queue=edge.queue, label=label)
+
+
+# --- pause, resume, retry, cancel ---------------------------------------------------------
+
+
+def pause(session: Session, workflow_id: str, reason: str, terms: Terms) -> None:
+    """Let nothing more begin; a handler that runs now may finish, and its transition is kept.
+
+    Raises:
+        WorkflowNotFound, WrongStatus: nothing was written.
+
+    """
+    position, status, now = lock(session, workflow_id)
+    if status == "paused":
+        return
+    _need(position, status, "pausing", _OPEN)
+    if _is_claimed(session, workflow_id):
+        asked = {"actor": terms.actor, "reason": reason}
+        session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(pausing=asked, updated_at=now))
+        return
+    _intervene(session, position, "paused", "paused", reason, now, terms)
+
+
+def resume(session: Session, workflow_id: str, reason: str, terms: Terms) -> Bell | None:
+    """Go on after a pause; a workflow that is merely pending is rung, also before its retry is due.
+
+    Raises:
+        WorkflowNotFound, WrongStatus: nothing was written.
+
+    """
+    position, status, now = lock(session, workflow_id)
+    if status in _OPEN:
+        changes: dict[str, Any] = {"pausing": None, "updated_at": now}
+        ready = status == "pending" and not _is_claimed(session, workflow_id)
+        if ready:  # whoever resumes it does not want to wait for the delay of its retry
+            changes |= {"ready_at": now, "due_at": now + terms.grace, "rings": 1}
+        session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(**changes))
+        return _bell(workflow_id, position.seq, position.type, position.following) if ready else None
+    _need(position, status, "resuming", ("paused", *_OPEN))
+    return _intervene(session, position, "resumed", None, reason, now, terms)
+
+
+def retry(session: Session, workflow_id: str, reason: str, terms: Terms) -> Bell | None:
+    """Try again what a workflow failed at, or was quarantined for, with all its attempts.
+
+    Raises:
+        WorkflowNotFound, WrongStatus: nothing was written.
+
+    """
+    position, status, now = lock(session, workflow_id)
+    _need(position, status, "retrying", ("failed", "quarantined"))
+    return _intervene(session, position, "retried", None, reason, now, terms)
+
+
+def cancel(session: Session, workflow_id: str, reason: str, terms: Terms) -> None:
+    """End a workflow here; a handler that runs now finds its claim lost, and is not recorded.
+
+    Raises:
+        WorkflowNotFound, WrongStatus: nothing was written.
+
+    """
+    position, status, now = lock(session, workflow_id)
+    if status == "cancelled":
+        return
+    _need(position, status, "cancelling", (*_OPEN, "paused", "failed", "quarantined"))
+    _intervene(session, position, "cancelled", "cancelled", reason, now, terms)
+
+
+def _intervene(
+    session: Session, position: Position, event: str, status: str | None, reason: str, now: datetime, terms: Terms
+) -> Bell | None:
+    if len(reason) > _MOST_REASON:
+        raise InvalidName("reason", reason, f"it has {len(reason)} characters; say it in {_MOST_REASON}")
+    connection = session.connection()
+    move = moves.intervene(
+        position,
+        event,
+        newest(session, position).data,
+        status=status,
+        payload={"reason": reason} if reason else {},
+        progress=progress_of(connection, position.workflow_id, position.seq),
+        actor=terms.actor,
+        at=max(now, position.moved_at),
+    )
+    moved = commit(in_transaction(session), move, grace=terms.grace)
+    assert moved is not None, "the row is locked: nobody can have moved it"  # noqa: S101
+    return _bell(moved.workflow_id, moved.seq, position.type, position.following) if moved.ready else None
+
+
+# --- checkpoints, and ringing in bulk -----------------------------------------------------
+
+
+def checkpoint(session: Session, workflow_id: str) -> Checkpoint | None:
+    """Keep one more checkpoint of a workflow's data; where a handler runs, ask it for one (None).
+
+    Raises:
+        WorkflowNotFound: there is no such workflow.
+
+    """
+    position, _, now = lock(session, workflow_id)
+    if _is_claimed(session, workflow_id):
+        asked = update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(checkpoint_asked_at=now)
+        session.execute(asked)
+        return None
+    made = moves.copy_of(newest(session, position))
+    session.execute(
+        insert(CheckpointRow).values(
+            workflow_id=workflow_id,
+            seq=position.seq,
+            number=made.number,
+            kind="manual",
+            body=made.body,
+            salt=made.salt,
+            commitment=made.commitment,
+            at=now,
+        )
+    )
+    session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(checkpointed_at=now))
+    return Checkpoint(
+        workflow_id=workflow_id,
+        seq=position.seq,
+        number=made.number,
+        kind="manual",
+        commitment=made.commitment.hex(),
+        at=now,
+    )
+
+
+def ring_pending(session: Session, type_name: str, terms: Terms) -> list[Bell]:
+    """Return a bell for each workflow of a type that could run now and is in nobody's hands."""
+    due = (
+        select(WorkflowRow.id)
+        .where(
+            WorkflowRow.type == type_name,
+            WorkflowRow.owner.is_(None),
+            WorkflowRow.ready_at <= func.clock_timestamp(),
+        )
+        .with_for_update(skip_locked=True)
+    )
+    rows = session.execute(
+        update(WorkflowRow)
+        .where(WorkflowRow.id.in_(due))
+        .values(due_at=func.clock_timestamp() + terms.grace, rings=1)
+        .returning(WorkflowRow.id, WorkflowRow.seq, WorkflowRow.queue, WorkflowRow.following)
+    )
+    return [
+        Bell(workflow_id=row.id, seq=row.seq, queue=row.queue, label=_label(type_name, row.following)) for row in rows
+    ]
+
+
+# --- shared -------------------------------------------------------------------------------
+
+
+def lock(session: Session, workflow_id: str) -> tuple[Position, str, datetime]:
+    """Lock a workflow's row; return where it is, its status, and the database's time.
+
+    Raises:
+        WorkflowNotFound: there is no such workflow.
+
+    """
+    table = WorkflowRow.__table__.c
+    row = session.execute(
+        select(*(table[name] for name in POSITION), table.status, func.clock_timestamp())
+        .where(table.id == workflow_id)
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise WorkflowNotFound(workflow_id)
+    return read_position(row[: len(POSITION)]), row[-2], row[-1]
+
+
+def newest(session: Session, position: Position) -> Snapshot:
+    """Return the newest checkpoint of a workflow.
+
+    Raises:
+        HistoryBroken: it is not the one that was committed; nothing may be built on it.
+
+    """
+    table = CheckpointRow.__table__.c
+    row = session.execute(
+        select(*(table[name] for name in SNAPSHOT))
+        .where(table.workflow_id == position.workflow_id, table.seq == position.seq)
+        .order_by(table.number.desc())
+        .limit(1)
+    ).one()
+    found = read_snapshot(row)
+    if checkpoint_commitment(found.salt, found.body) != found.commitment:
+        problem = "its checkpoint is not the one that was committed; `aegis verify` tells more"
+        raise HistoryBroken(position.workflow_id, position.seq, problem)
+    return found
+
+
+def _is_claimed(session: Session, workflow_id: str) -> bool:
+    return session.execute(select(WorkflowRow.owner.is_not(None)).where(WorkflowRow.id == workflow_id)).scalar_one()
+
+
+def _need(position: Position, status: str, operation: str, allowed: tuple[str, ...]) -> None:
+    if status not in allowed:
+        raise WrongStatus(position.workflow_id, status, operation, allowed)
+
+
+def _label(type_name: str, following: str | None) -> str:
+    return f"{type_name}.{following}" if following else type_name
+
+
+def _bell(workflow_id: str, seq: int, type_name: str, following: Following) -> Bell:
+    return Bell(workflow_id=workflow_id, seq=seq, queue=following.queue, label=_label(type_name, following.name))

@@ -1,0 +1,180 @@
+"""What goes in and comes out of the statements: frozen, and free of SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ..core.canonical import Json, load
+from ..core.chain import Link
+from ..core.machine import Pending, WaitingEvent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Following:
+    """What the row says is to come: what a state waits for, or what was waited for before a pause."""
+
+    name: str | None
+    accepts: tuple[str, ...]
+    timer_at: datetime | None
+    queue: str | None
+
+    @classmethod
+    def of(cls, pending: Pending) -> Following:
+        """Return what a state that was just entered waits for."""
+        edge = pending.following
+        return cls(
+            name=None if edge is None else edge.name,
+            accepts=pending.accepts,
+            timer_at=pending.timer_at,
+            queue=None if edge is None else edge.queue,
+        )
+
+    @property
+    def at_once(self) -> bool:
+        """Whether it is an automatic transition, that waits for nothing."""
+        return self.name is not None and self.timer_at is None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can follow."""
+        return self.name is None and not self.accepts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """Where a workflow is, and the two numbers that a write must match: ``seq`` and ``claim``."""
+
+    workflow_id: str
+    type: str
+    version: int
+    definition: str
+    state: str
+    seq: int
+    head: bytes
+    claim: int
+    attempt: int
+    moved_at: datetime
+    entered_at: datetime
+    following: Following
+    inbox: int
+    pausing: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """The newest data of a workflow; ``number`` counts the checkpoints since its last transition."""
+
+    body: bytes
+    number: int
+    salt: bytes
+    commitment: bytes
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The workflow's own data."""
+        members: Any = load(self.body)
+        state: dict[str, Any] = members["state"]
+        return state
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hand:
+    """Who claims: a worker, and the process and thread in it. One hand holds one workflow at a time."""
+
+    worker: str
+    pid: int
+    thread: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """A workflow in our hands; ``now`` is the database's time of the claim."""
+
+    position: Position
+    now: datetime
+    snapshot: Snapshot
+    event: WaitingEvent | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Move:
+    """One transition, and the row as it is to be after it. ``status`` None: as ``following`` says."""
+
+    link: Link
+    claim: int
+    version: int
+    following: Following
+    entered_at: datetime
+    status: str | None = None
+    event_id: int | None = None
+    error: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moved:
+    """What a commit left behind; ``ready`` says that the workflow wants to be rung now."""
+
+    workflow_id: str
+    seq: int
+    ready: bool
+    queue: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkflowSummary:
+    """One workflow's row, as people and programs read it."""
+
+    id: str
+    type: str
+    version: int
+    state: str
+    status: str
+    seq: int
+    following: str | None
+    accepts: tuple[str, ...]
+    attempt: int
+    worker: str | None
+    """The worker that has it in hand now."""
+    timer_at: datetime | None
+    ready_at: datetime | None
+    due_at: datetime | None
+    error: Mapping[str, Any] | None
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def running(self) -> bool:
+        """Whether a handler runs now."""
+        return self.worker is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkflowTransition:
+    """One link of a workflow's audit chain."""
+
+    workflow_id: str
+    seq: int
+    event: str
+    from_state: str | None
+    to_state: str
+    actor: str
+    attempt: int
+    at: datetime
+    hash: str
+    prev: str
+    payload: Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A hashed snapshot of a workflow's data."""
+
+    workflow_id: str
+    seq: int
+    number: int
+    kind: str
+    commitment: str
+    at: datetime

@@ -1,0 +1,343 @@
+"""The repository: what a worker says to the database for one transition.
+
+Two statements are hot, ``claim`` and ``commit``, one round trip each. The guard is in the write:
+no row comes back from a claim that is somebody else's, none from a write whose claim was lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any, Final, TypeAlias
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Text,
+    Update,
+    cast,
+    func,
+    literal,
+    null,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from ..core.canonical import canonical
+from ..core.machine import WaitingEvent
+from .models import CheckpointRow, EventRow, TransitionRow, WorkflowRow
+from .records import Claim, Following, Hand, Move, Moved, Position, Snapshot
+from .statements import CLAIM, COMMIT, EVENT, POSITION, SNAPSHOT, Hot
+
+_UNOWNED: Final[Mapping[str, Any]] = {
+    "owner": null(),
+    "owner_pid": null(),
+    "owner_thread": null(),
+    "claimed_at": null(),
+    "checkpoint_asked_at": null(),
+}
+
+
+Runner: TypeAlias = Callable[[Hot, Mapping[str, Any]], Sequence[Any] | None]
+"""What runs a hot statement and returns its row: a worker's own connection, or a transaction."""
+
+
+def claim(
+    run: Runner, workflow_id: str, seq: int, hand: Hand, *, known: Sequence[str], gone: Sequence[int] = ()
+) -> Claim | None:
+    """Take a workflow in hand, if it still is at ``seq``, ready, and nobody's.
+
+    ``known`` are the types (``type/version``) that this worker can run; ``gone`` are pids of
+    its own worker that it knows to be dead.
+    """
+    row = run(
+        CLAIM,
+        {
+            "workflow_id": workflow_id,
+            "seq": seq,
+            "worker": hand.worker,
+            "pid": hand.pid,
+            "thread": hand.thread,
+            "known": list(known),
+            "gone": list(gone),
+        },
+    )
+    if row is None:
+        return None
+    position, rest = row[: len(POSITION)], row[len(POSITION) :]
+    snapshot, event = rest[1 : 1 + len(SNAPSHOT)], rest[1 + len(SNAPSHOT) :]
+    return Claim(
+        position=read_position(position),
+        now=rest[0],
+        snapshot=read_snapshot(snapshot),
+        event=None if event[0] is None else _read_event(event),
+    )
+
+
+def commit(run: Runner, move: Move, *, grace: timedelta) -> Moved | None:
+    """Record a transition and move the row on; None means that the claim was lost.
+
+    Nothing at all is written then. ``grace`` is how long after a ring the next one is due.
+    """
+    row = run(COMMIT, _parameters(move, grace))
+    return None if row is None else Moved(workflow_id=row[0], seq=row[1], ready=row[2], queue=row[3])
+
+
+class Outcome(Enum):
+    """What became of a commit that was never answered."""
+
+    RECORDED = "recorded"
+    STILL_OURS = "still ours"
+    LOST = "lost"
+
+
+def outcome_of(connection: Connection, move: Move) -> Outcome:
+    """Look up what became of a commit whose answer was lost; ours is known by its hash."""
+    envelope = move.link.envelope
+    stored = connection.execute(
+        select(TransitionRow.hash).where(
+            TransitionRow.workflow_id == envelope.workflow_id, TransitionRow.seq == envelope.seq
+        )
+    ).scalar_one_or_none()
+    if stored is not None:
+        return Outcome.RECORDED if bytes(stored) == move.link.hash else Outcome.LOST
+    held = connection.execute(
+        select(WorkflowRow.id).where(
+            WorkflowRow.id == envelope.workflow_id,
+            WorkflowRow.seq == envelope.seq - 1,
+            WorkflowRow.claim == move.claim,
+        )
+    ).one_or_none()
+    return Outcome.LOST if held is None else Outcome.STILL_OURS
+
+
+def moved_to(connection: Connection, move: Move) -> Moved | None:
+    """Return where a recorded move left its workflow, as long as it is still there."""
+    envelope = move.link.envelope
+    row = connection.execute(
+        select(WorkflowRow.due_at.is_not(None) & (WorkflowRow.rings > 0), WorkflowRow.queue).where(
+            WorkflowRow.id == envelope.workflow_id, WorkflowRow.seq == envelope.seq
+        )
+    ).one_or_none()
+    return (
+        None if row is None else Moved(workflow_id=envelope.workflow_id, seq=envelope.seq, ready=row[0], queue=row[1])
+    )
+
+
+# --- letting a claim go without a transition --------------------------------------------
+
+
+def fail_attempt(connection: Connection, position: Position, error: Mapping[str, Any], delay: timedelta) -> bool:
+    """Note a failed attempt and when the next may begin; False means that the claim was lost."""
+    again = func.clock_timestamp() + delay
+    return _wrote(
+        connection,
+        _held(position).values(
+            status="pending", ready_at=again, due_at=again, rings=0, error=dict(error), updated_at=_now(), **_UNOWNED
+        ),
+    )
+
+
+def leave(connection: Connection, position: Position, error: Mapping[str, Any] | None, delay: timedelta) -> bool:
+    """Put a claim back as if it had not been taken: the attempt does not count."""
+    return _wrote(
+        connection,
+        _held(position).values(
+            attempt=func.greatest(WorkflowRow.attempt - 1, 0),
+            due_at=func.clock_timestamp() + delay,
+            rings=0,
+            error=null() if error is None else dict(error),
+            updated_at=_now(),
+            **_UNOWNED,
+        ),
+    )
+
+
+def park(connection: Connection, position: Position, following: Following) -> bool:
+    """Let a workflow wait for what follows; False if an event came in the meantime, or the claim was lost."""
+    return _wrote(
+        connection,
+        _held(position)
+        .where(WorkflowRow.inbox == position.inbox)
+        .values(
+            status="waiting",
+            following=following.name,
+            accepts=list(following.accepts),
+            queue=following.queue,
+            timer_at=following.timer_at,
+            ready_at=following.timer_at,
+            due_at=following.timer_at,
+            rings=0,
+            attempt=0,
+            updated_at=_now(),
+            **_UNOWNED,
+        ),
+    )
+
+
+def hand_over(connection: Connection, workflow_id: str, seq: int, known: Sequence[str], delay: timedelta) -> bool:
+    """Have a workflow that this worker cannot run rung again soon, for one that can; False if it is not so."""
+    kind = WorkflowRow.type + "/" + cast(WorkflowRow.version, Text)
+    return _wrote(
+        connection,
+        update(WorkflowRow)
+        .where(
+            WorkflowRow.id == workflow_id,
+            WorkflowRow.seq == seq,
+            WorkflowRow.owner.is_(None),
+            WorkflowRow.ready_at <= func.clock_timestamp(),
+            kind.not_in(list(known)),
+        )
+        .values(due_at=func.clock_timestamp() + delay, rings=0),
+    )
+
+
+# --- inside a handler -------------------------------------------------------------------
+
+
+def save_progress(connection: Connection, position: Position, snapshot: Snapshot, kind: str) -> bool:
+    """Keep a checkpoint taken inside a handler; False means that the claim was lost."""
+    held = (
+        _held(position)
+        .values(checkpointed_at=_now(), checkpoint_asked_at=null())
+        .returning(WorkflowRow.id, WorkflowRow.seq)
+        .cte("held")
+    )
+    columns = {
+        "workflow_id": held.c.id,
+        "seq": held.c.seq,
+        "number": literal(snapshot.number),
+        "kind": literal(kind),
+        "body": literal(snapshot.body),
+        "salt": literal(snapshot.salt),
+        "commitment": literal(snapshot.commitment),
+        "at": func.clock_timestamp(),
+    }
+    written = upsert(CheckpointRow).from_select(list(columns), select(*columns.values()))
+    # Written twice where the first answer got lost; the number is ours alone as long as the claim is.
+    again = written.on_conflict_do_update(
+        index_elements=["workflow_id", "seq", "number"],
+        set_={"kind": written.excluded.kind},
+        where=CheckpointRow.commitment == written.excluded.commitment,
+    )
+    return _wrote(connection, again)
+
+
+def is_asked(connection: Connection, position: Position) -> bool | None:
+    """Whether a checkpoint was asked of the handler; None means that the claim was lost."""
+    return connection.execute(
+        select(WorkflowRow.checkpoint_asked_at.is_not(None)).where(*_fence(position))
+    ).scalar_one_or_none()
+
+
+def progress_of(connection: Connection, workflow_id: str, seq: int) -> list[str]:
+    """Return the commitments of the checkpoints since transition ``seq``, for the next to list."""
+    found = connection.execute(
+        select(CheckpointRow.commitment)
+        .where(CheckpointRow.workflow_id == workflow_id, CheckpointRow.seq == seq, CheckpointRow.number > 0)
+        .order_by(CheckpointRow.number)
+    ).scalars()
+    return [bytes(commitment).hex() for commitment in found]
+
+
+def next_event(connection: Connection, workflow_id: str, accepts: Collection[str]) -> WaitingEvent | None:
+    """Return the oldest event that was received, not consumed, and is accepted."""
+    row = connection.execute(
+        select(*(EventRow.__table__.c[name] for name in EVENT))
+        .where(EventRow.workflow_id == workflow_id, EventRow.consumed_seq.is_(None), EventRow.name.in_(accepts))
+        .order_by(EventRow.id)
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else _read_event(row)
+
+
+def owner_of(connection: Connection, workflow_id: str) -> tuple[str, int] | None:
+    """Return the worker and the pid that have a workflow in hand."""
+    row = connection.execute(
+        select(WorkflowRow.owner, WorkflowRow.owner_pid).where(WorkflowRow.id == workflow_id)
+    ).one_or_none()
+    return None if row is None or row[0] is None or row[1] is None else (row[0], row[1])
+
+
+# --- rows and records -------------------------------------------------------------------
+
+
+def _fence(position: Position) -> tuple[ColumnElement[bool], ...]:
+    return (
+        WorkflowRow.id == position.workflow_id,
+        WorkflowRow.seq == position.seq,
+        WorkflowRow.claim == position.claim,
+    )
+
+
+def _held(position: Position) -> Update:
+    """Return an update that changes nothing unless the claim still holds."""
+    return update(WorkflowRow).where(*_fence(position), WorkflowRow.owner.is_not(None))
+
+
+def _wrote(connection: Connection, statement: Any) -> bool:
+    result: CursorResult[Any] = connection.execute(statement)
+    return result.rowcount == 1
+
+
+def _now() -> ColumnElement[datetime]:
+    return func.clock_timestamp()
+
+
+def read_position(row: Sequence[Any]) -> Position:
+    """Return the record of the columns ``POSITION``, in their order."""
+    named = dict(zip(POSITION, row, strict=True))
+    following = Following(
+        name=named.pop("following"),
+        accepts=tuple(named.pop("accepts")),
+        timer_at=named.pop("timer_at"),
+        queue=named.pop("queue"),
+    )
+    return Position(workflow_id=named.pop("id"), head=bytes(named.pop("head")), following=following, **named)
+
+
+def read_snapshot(row: Sequence[Any]) -> Snapshot:
+    """Return the record of the columns ``SNAPSHOT``, in their order."""
+    return Snapshot(body=bytes(row[0]), number=row[1], salt=bytes(row[2]), commitment=bytes(row[3]))
+
+
+def _read_event(row: Sequence[Any]) -> WaitingEvent:
+    return WaitingEvent(id=row[0], name=row[1], key=row[2], sender=row[3], payload=bytes(row[4]), received_at=row[5])
+
+
+def _parameters(move: Move, grace: timedelta) -> dict[str, Any]:
+    link, envelope, following = move.link, move.link.envelope, move.following
+    return {
+        "workflow_id": envelope.workflow_id,
+        "seq": envelope.seq,
+        "claim": move.claim,
+        "version": move.version,
+        "definition": envelope.definition,
+        "from_state": envelope.from_state,
+        "state": envelope.to_state,
+        "status": move.status,
+        "event": envelope.event,
+        "actor": envelope.actor,
+        "attempt": envelope.attempt,
+        "at": envelope.at,
+        "envelope": link.body,
+        "hash": link.hash,
+        "checkpoint": link.checkpoint,
+        "checkpoint_salt": link.checkpoint_salt,
+        "commitment": envelope.checkpoint,
+        "payload": link.payload,
+        "payload_salt": link.payload_salt,
+        "event_id": move.event_id,
+        "following": following.name,
+        "accepts": canonical(list(following.accepts)).decode(),
+        "timer_at": following.timer_at,
+        "queue": following.queue,
+        "at_once": following.at_once,
+        "ended": following.ended,
+        "entered_at": move.entered_at,
+        "error": None if move.error is None else canonical(dict(move.error)).decode(),
+        "grace": grace,
+    }

@@ -1,0 +1,86 @@
+"""The figures that tell how a deployment is: read in one look, judged elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlalchemy import Connection, Text, cast, func, select
+
+from ..core.recovery import Heartbeat
+from . import history, watch
+from .models import SweepRow, WorkflowRow
+
+# The chains that health verifies: the ones that moved last.
+_SAMPLE: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vitals:
+    """How a deployment is, at the database's time ``now``."""
+
+    now: datetime
+    workers: tuple[Heartbeat, ...]
+    swept_at: datetime | None
+    troubled: int
+    """Workflows that failed, or are quarantined: they wait for a person."""
+    ready: int
+    """Workflows that could run now, and that nobody has in hand."""
+    overdue: timedelta
+    """How long the oldest of the due workflows has been due."""
+    running: int
+    unsaved: timedelta
+    """The longest that a running handler has gone without a checkpoint: what its loss would cost."""
+    strangers: dict[str, int]
+    """Workflows that are ready, of types (``type/version``) that no living worker knows."""
+    unheard: dict[str, int]
+    """Workflows that are ready, on queues that no living worker listens to."""
+    broken: tuple[str, ...]
+    """What is wrong with the chains that were sampled."""
+    sampled: int
+
+
+def read(connection: Connection, default_queue: str) -> Vitals:
+    """Read the figures, on one connection."""
+    now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    workers = tuple(watch.heartbeats(connection))
+    ready = (WorkflowRow.owner.is_(None), WorkflowRow.ready_at <= now)
+    saved = func.greatest(WorkflowRow.claimed_at, WorkflowRow.checkpointed_at)
+    running, oldest_save = connection.execute(
+        select(func.count(), func.min(saved)).where(WorkflowRow.owner.is_not(None))
+    ).one()
+    kind = WorkflowRow.type + "/" + cast(WorkflowRow.version, Text)
+    queue = func.coalesce(WorkflowRow.queue, default_queue)
+    waiting = connection.execute(select(kind, queue, func.count()).where(*ready).group_by(kind, queue)).all()
+    known = frozenset[str]().union(*(worker.types for worker in workers))
+    heard = frozenset[str]().union(*(worker.queues for worker in workers))
+    sample = list(history.workflow_ids(connection, newest=_SAMPLE))
+    broken = [str(finding) for workflow_id in sample for finding in history.findings(connection, workflow_id)]
+    oldest_due: datetime | None = connection.execute(
+        select(func.min(WorkflowRow.due_at)).where(WorkflowRow.due_at.is_not(None), WorkflowRow.due_at <= now)
+    ).scalar_one()
+    return Vitals(
+        now=now,
+        workers=workers,
+        swept_at=connection.execute(select(SweepRow.ran_at)).scalar_one_or_none(),
+        troubled=connection.execute(
+            select(func.count()).where(WorkflowRow.status.in_(("failed", "quarantined")))
+        ).scalar_one(),
+        ready=sum(row[2] for row in waiting),
+        overdue=timedelta(0) if oldest_due is None else now - oldest_due,
+        running=running,
+        unsaved=timedelta(0) if oldest_save is None else now - oldest_save,
+        strangers=_sum((row[0], row[2]) for row in waiting if row[0] not in known) if workers else {},
+        unheard=_sum((row[1], row[2]) for row in waiting if row[1] not in heard) if workers else {},
+        broken=tuple(broken),
+        sampled=len(sample),
+    )
+
+
+def _sum(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for name, count in pairs:
+        total[name] = total.get(name, 0) + count
+    return total

@@ -1,0 +1,214 @@
+"""What recovery reads and writes: heartbeats, claims, whatever is due. Bounded, and safe to run twice."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import Connection, Text, any_, case, cast, delete, func, null, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from ..core.recovery import Claimed, Due, Heartbeat
+from .models import SweepRow, WorkerRow, WorkflowRow
+
+# All claims of all workers; far more than any number of workers runs at once.
+_MOST_CLAIMS: Final = 20_000
+_RELEASED: Final[Mapping[str, Any]] = {
+    "owner": null(),
+    "owner_pid": null(),
+    "owner_thread": null(),
+    "claimed_at": null(),
+    "checkpoint_asked_at": null(),
+    "due_at": func.clock_timestamp(),
+    "rings": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """The database's time, and since when sweeps have run without a gap."""
+
+    now: datetime
+    since: datetime
+
+
+def begin_sweep(connection: Connection, gap: timedelta) -> Watch:
+    """Note that a sweep runs now; after a pause of more than ``gap`` the watch begins anew."""
+    now = func.clock_timestamp()
+    row = connection.execute(
+        update(SweepRow)
+        .where(SweepRow.id == 1)
+        .values(ran_at=now, since=case((SweepRow.ran_at < now - gap, now), else_=SweepRow.since))
+        .returning(SweepRow.since, now)
+    ).one()
+    return Watch(since=row[0], now=row[1])
+
+
+# --- workers ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """What a worker says of itself; ``types`` are ``type/version``."""
+
+    id: str
+    host: str
+    pid: int
+    pids: tuple[int, ...]
+    queues: tuple[str, ...]
+    types: tuple[str, ...]
+
+
+def beat(connection: Connection, worker: Worker) -> None:
+    """Write a worker's sign of life."""
+    now = func.clock_timestamp()
+    told = {
+        "host": worker.host,
+        "pid": worker.pid,
+        "pids": list(worker.pids),
+        "queues": list(worker.queues),
+        "types": list(worker.types),
+        "seen_at": now,
+    }
+    connection.execute(
+        upsert(WorkerRow)
+        .values(id=worker.id, started_at=now, **told)
+        .on_conflict_do_update(index_elements=[WorkerRow.id], set_=told)
+    )
+
+
+def heartbeats(connection: Connection) -> list[Heartbeat]:
+    """Return the last sign of life of every worker that has not left."""
+    rows = connection.execute(
+        select(WorkerRow.id, WorkerRow.pids, WorkerRow.types, WorkerRow.queues, WorkerRow.seen_at)
+    )
+    return [
+        Heartbeat(
+            worker_id=row.id,
+            pids=frozenset(row.pids),
+            types=frozenset(row.types),
+            queues=frozenset(row.queues),
+            seen_at=row.seen_at,
+        )
+        for row in rows
+    ]
+
+
+def neighbours(connection: Connection, host: str) -> list[tuple[str, int]]:
+    """Return id and pid of the workers that said they run on this host."""
+    rows = connection.execute(select(WorkerRow.id, WorkerRow.pid).where(WorkerRow.host == host))
+    return [(row.id, row.pid) for row in rows]
+
+
+def bury(connection: Connection, worker_ids: Sequence[str]) -> int:
+    """Forget workers, and make all they had in hand due at once; return how much that was."""
+    if not worker_ids:
+        return 0
+    freed = connection.execute(
+        update(WorkflowRow).where(WorkflowRow.owner.in_(worker_ids)).values(**_RELEASED)
+    ).rowcount
+    connection.execute(delete(WorkerRow).where(WorkerRow.id.in_(worker_ids)))
+    return freed
+
+
+def claims(connection: Connection) -> list[Claimed]:
+    """Return everything that is in some worker's hands."""
+    table = WorkflowRow.__table__.c  # these columns are never null where there is an owner
+    rows = connection.execute(
+        select(table.id, table.claim, table.owner, table.owner_pid, table.claimed_at)
+        .where(WorkflowRow.owner.is_not(None))
+        .limit(_MOST_CLAIMS)
+    )
+    return [Claimed(workflow_id=row[0], claim=row[1], owner=row[2], pid=row[3], claimed_at=row[4]) for row in rows]
+
+
+def release(connection: Connection, abandoned: Sequence[Claimed]) -> int:
+    """Make abandoned claims due at once; one that was taken again in the meantime stays as it is."""
+    freed = 0
+    for claim in abandoned:
+        freed += connection.execute(
+            update(WorkflowRow)
+            .where(
+                WorkflowRow.id == claim.workflow_id, WorkflowRow.claim == claim.claim, WorkflowRow.owner == claim.owner
+            )
+            .values(**_RELEASED)
+        ).rowcount
+    return freed
+
+
+# --- what is due --------------------------------------------------------------------------
+
+
+def due(connection: Connection, known: Collection[str], limit: int) -> list[Due]:
+    """Lock and return workflows of which nothing was heard for too long, the oldest first.
+
+    Only of the types in ``known``: a bell that no living worker understands would be thrown away,
+    so these stay due, and are found as soon as such a worker lives.
+    """
+    kind = WorkflowRow.type + "/" + cast(WorkflowRow.version, Text)
+    rows = connection.execute(
+        select(
+            WorkflowRow.id,
+            WorkflowRow.seq,
+            WorkflowRow.queue,
+            WorkflowRow.type,
+            WorkflowRow.following,
+            WorkflowRow.rings,
+            WorkflowRow.owner.is_not(None),
+        )
+        .where(WorkflowRow.due_at <= func.clock_timestamp(), kind == any_(cast(list(known), ARRAY(Text))))
+        .order_by(WorkflowRow.due_at)
+        .limit(limit)
+        # Two sweeps at once share the work instead of queueing for it.
+        .with_for_update(skip_locked=True)
+    )
+    return [
+        Due(
+            workflow_id=row[0],
+            seq=row[1],
+            queue=row[2],
+            label=f"{row[3]}.{row[4]}" if row[4] else row[3],
+            rings=row[5],
+            claimed=row[6],
+        )
+        for row in rows
+    ]
+
+
+def look_again(connection: Connection, looks: Mapping[str, timedelta]) -> None:
+    """Move the ``due_at`` of the locked workflows on, each by its own delay."""
+    by_delay: dict[timedelta, list[str]] = {}
+    for workflow_id, delay in looks.items():
+        by_delay.setdefault(delay, []).append(workflow_id)
+    for delay, ids in by_delay.items():
+        connection.execute(
+            update(WorkflowRow)
+            .where(WorkflowRow.id == any_(cast(ids, ARRAY(Text))))
+            .values(due_at=func.clock_timestamp() + delay, rings=func.least(WorkflowRow.rings + 1, 1000))
+        )
+
+
+def all_due(connection: Connection) -> int:
+    """Make everything due that could run now and is in nobody's hands; return how much that was."""
+    return connection.execute(
+        update(WorkflowRow)
+        .where(WorkflowRow.owner.is_(None), WorkflowRow.ready_at <= func.clock_timestamp())
+        .values(due_at=func.clock_timestamp(), rings=0)
+    ).rowcount
+
+
+def ask_for_checkpoints(connection: Connection, interval: timedelta) -> int:
+    """Ask every handler for a checkpoint whose last one is older than ``interval``; return how many."""
+    last = func.greatest(WorkflowRow.claimed_at, WorkflowRow.checkpointed_at)
+    return connection.execute(
+        update(WorkflowRow)
+        .where(
+            WorkflowRow.owner.is_not(None),
+            WorkflowRow.checkpoint_asked_at.is_(None),
+            last < func.clock_timestamp() - interval,
+        )
+        .values(checkpoint_asked_at=func.clock_timestamp())
+    ).rowcount
