@@ -1,0 +1,1 @@
+"""What a worker does with one message, and what beat has done from time to time."""

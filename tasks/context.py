@@ -1,0 +1,121 @@
+"""What a handler is given: who it works for, and the ways to save what it has done so far."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from typing_extensions import override
+
+from ..config.logging import get_logger
+from ..core.errors import ClaimLost, DatabaseUnavailable, InvalidHandlerResult
+from ..core.machine import Edge
+from ..core.workflow import Context, Workflow, snapshot
+from ..persistence import moves, repository
+from ..persistence.database import Session
+from ..persistence.records import Position, Snapshot
+from .bench import Bench
+
+log = get_logger(__name__)
+
+# How much of the checkpoint interval may pass between two looks at whether one is asked for.
+_LOOKS_PER_INTERVAL: Final = 60
+
+
+class HandlerContext(Context):
+    """The ``Context`` of one attempt."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        position: Position,
+        edge: Edge,
+        workflow: Workflow,
+        newest: Snapshot,
+        *,
+        session: Session | None = None,
+    ) -> None:
+        """``newest`` is the checkpoint that the workflow was loaded from."""
+        self._bench = bench
+        self._position = position
+        self._edge = edge
+        self._workflow = workflow
+        self._session = session
+        self._look_every = bench.settings.checkpoint_interval / _LOOKS_PER_INTERVAL
+        self._looked = time.monotonic()
+        self.newest = newest
+
+    @property
+    @override
+    def workflow_id(self) -> str:
+        return self._position.workflow_id
+
+    @property
+    @override
+    def key(self) -> str:
+        return f"{self._position.workflow_id}:{self._position.seq + 1}"
+
+    @property
+    @override
+    def attempt(self) -> int:
+        return self._position.attempt
+
+    @property
+    @override
+    def session(self) -> Session:
+        if self._session is None:
+            raise InvalidHandlerResult(self._name, "ctx.session needs @transition(..., transactional=True)")
+        return self._session
+
+    @property
+    @override
+    def log(self) -> Any:
+        return get_logger(self._name).bind(
+            workflow_id=self.workflow_id, seq=self._position.seq + 1, attempt=self.attempt
+        )
+
+    @override
+    def checkpoint(self) -> None:
+        self._save("manual")
+
+    @override
+    def progress(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < self._look_every:
+            return
+        self._looked = now
+        try:
+            with self._bench.database.statement() as connection:
+                asked = repository.is_asked(connection, self._position)
+        except DatabaseUnavailable as error:
+            # The work goes on without the database for as long as it can.
+            log.warning("no checkpoint", workflow_id=self.workflow_id, reason=error.reason)
+            return
+        if asked is None:
+            raise ClaimLost(self._position.workflow_id, self._position.seq)
+        if asked:
+            self._save("periodic")
+
+    def _save(self, kind: str) -> None:
+        if self._session is not None:
+            raise InvalidHandlerResult(self._name, "a transactional handler is saved as a whole, at its end")
+        made = moves.snapshot_of(
+            self._position,
+            snapshot(self._workflow),
+            self.newest.number + 1,
+            max_bytes=self._bench.settings.max_bytes,
+        )
+        if not self._bench.patiently(lambda: self._write(made, kind)):
+            raise ClaimLost(self._position.workflow_id, self._position.seq)
+        self.newest = made
+        log.info(
+            "checkpoint saved", workflow_id=self.workflow_id, seq=self._position.seq, number=made.number, kind=kind
+        )
+
+    def _write(self, made: Snapshot, kind: str) -> bool:
+        with self._bench.database.statement() as connection:
+            return repository.save_progress(connection, self._position, made, kind)
+
+    @property
+    def _name(self) -> str:
+        return f"{self._position.type}.{self._edge.name}"

@@ -1,0 +1,140 @@
+"""The Celery tasks: the only place where a message becomes a call, and nothing in it is trusted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final, TypeAlias, TypeVar
+
+from celery import Celery, Task
+
+from ..config.logging import get_logger
+from ..config.settings import Settings, settings
+from ..core.errors import DatabaseUnavailable
+from ..persistence.database import Database
+from .bench import Bench, default_worker_id
+from .broker import TRANSITION, Broker
+from .checkpoint import request_checkpoints
+from .sweep import sweep
+from .transition import run_transition
+
+SWEEP: Final = "aegis.sweep"
+CHECKPOINT: Final = "aegis.checkpoint"
+
+log = get_logger(__name__)
+
+# Set by the worker's heartbeat step before the pool forks; children inherit it.
+worker_id: str | None = None
+# How many handlers one process of this worker runs at once: more than one in a pool of threads.
+hands: int = 1
+
+
+class TransitionTask(Task[Any, Any]):
+    """One message, one transition.
+
+    What keeps it safe is set here, as attributes, so that it holds inside a user's own app too.
+    """
+
+    name = TRANSITION
+    acks_late = True
+    reject_on_worker_lost = True
+    # A failure is in the database, which decides what follows; the message has done its work.
+    acks_on_failure_or_timeout = True
+    ignore_result = True
+    store_errors_even_if_ignored = False
+    track_started = False
+    serializer = "json"
+    max_retries = 0
+    typing = False
+    time_limit = None
+    soft_time_limit = None
+
+    def run(self, *args: Any, **kwargs: Any) -> str | None:
+        """Do what ``(workflow_id, seq)`` asks for; a message of any other shape is thrown away."""
+        if not _is_bell(args, kwargs):
+            log.warning("message refused", reason="it is not (workflow id, seq)", given=repr(args)[:200])
+            return None
+        workflow_id, seq = args
+        redelivered = bool((self.request.delivery_info or {}).get("redelivered"))
+        return run_transition(_bench(self.app), workflow_id, seq, redelivered=redelivered).value
+
+
+def _is_bell(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return (
+        len(args) == 2  # noqa: PLR2004 - workflow id and seq
+        and not kwargs
+        and type(args[0]) is str
+        and "\0" not in args[0]
+        and type(args[1]) is int
+        and 0 <= args[1] < 2**63
+    )
+
+
+# --- what beat runs -----------------------------------------------------------------------
+
+Periodic: TypeAlias = Callable[[Settings, Database, Broker], object]
+
+
+def _sweep(settings_: Settings, database: Database, broker: Broker) -> object:
+    return sweep(database, broker, settings_.recovery)
+
+
+def _checkpoint(settings_: Settings, database: Database, _broker: Broker) -> object:
+    # Asked for a tenth of the interval early, because it is asked that often: the age stays below it.
+    interval = timedelta(seconds=settings_.checkpoint_interval * 0.9)
+    return request_checkpoints(database, interval)
+
+
+PERIODIC: Final[dict[str, Periodic]] = {SWEEP: _sweep, CHECKPOINT: _checkpoint}
+
+
+def run_periodic(app: Celery, name: str) -> None:
+    """Run one of beat's tasks here and now; a database that is away is logged, and asked again next time."""
+    try:
+        PERIODIC[name](settings(), _database(app), Broker(app))
+    except DatabaseUnavailable as error:
+        log.warning("not run", task=name, reason=error.reason)
+
+
+class PeriodicTask(Task[Any, Any]):
+    """A periodic task as a message, for apps whose own beat publishes it."""
+
+    ignore_result = True
+    serializer = "json"
+    max_retries = 0
+
+    def run(self) -> None:
+        """Run it once."""
+        run_periodic(self.app, self.name)
+
+
+def install(app: Celery) -> None:
+    """Register AEGIS's tasks in a Celery app."""
+    app.register_task(TransitionTask())
+    for name in PERIODIC:
+        app.register_task(type("AegisPeriodic", (PeriodicTask,), {"name": name, "__module__": __name__})())
+
+
+# --- one of each per process ----------------------------------------------------------------
+
+T = TypeVar("T")
+_made: dict[tuple[int, int, str], Any] = {}
+
+
+def _bench(app: Celery) -> Bench:
+    return _once(app, lambda: Bench(settings(), _database(app), Broker(app).ring, worker_id or default_worker_id()))
+
+
+def _database(app: Celery) -> Database:
+    # A handler needs one connection for its claim and its commit, and one to save its progress.
+    return _once(app, lambda: Database(settings().database, pool_size=2 * hands, pre_ping=False))
+
+
+def _once(app: Celery, make: Callable[[], T]) -> T:
+    # By pid: a forked child makes its own.
+    key = (os.getpid(), id(app), make.__qualname__)
+    if key not in _made:
+        _made[key] = make()
+    made: T = _made[key]
+    return made

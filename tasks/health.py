@@ -1,0 +1,234 @@
+"""Health: what works, what does not, and what to do about it; answered within a second."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Final
+
+from kombu import Connection
+from kombu.exceptions import KombuError
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from ..config.settings import Settings, safe_url
+from ..core.errors import AegisError, DatabaseUnavailable
+from ..persistence import schema, vitals
+from ..persistence.database import Database
+from ..persistence.vitals import Vitals
+
+# What each of the two servers may take to answer; they are asked at the same time (seconds).
+_PATIENCE: Final = 0.7
+# A sweep that has not run for so many of its intervals is not running, whatever the reason.
+_MISSED_SWEEPS: Final = 10
+_SLOW_START: Final = timedelta(seconds=10)
+
+
+class State(StrEnum):
+    """How one part is: the worst of them is how the whole is."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the report; ``remedy`` says what to do where something is wrong."""
+
+    name: str
+    state: State
+    says: str
+    remedy: str = ""
+
+
+def health(settings: Settings) -> list[Check]:
+    """Look at everything once, without waiting for what does not answer."""
+    broker = _Question(lambda: _ask_broker(settings))
+    database = _Question(lambda: _ask_database(settings))
+    deadline = time.monotonic() + _PATIENCE
+    checks = database.answer(deadline) or [
+        _down("database", f"no answer within {_PATIENCE:g} s", "see that PostgreSQL is up and can be reached")
+    ]
+    checks += broker.answer(deadline) or [
+        _degraded("broker", f"no answer within {_PATIENCE:g} s", "see that the broker is up; nothing is lost meanwhile")
+    ]
+    return checks
+
+
+def worst(checks: list[Check]) -> State:
+    """Return how the whole is."""
+    order = list(State)
+    return max((check.state for check in checks), key=order.index)
+
+
+class _Question:
+    """Something asked in a thread that is left behind if it does not answer."""
+
+    def __init__(self, ask: Callable[[], list[Check]]) -> None:
+        self._found: list[Check] = []
+        self._thread = threading.Thread(target=lambda: self._found.extend(ask()), daemon=True)
+        self._thread.start()
+
+    def answer(self, deadline: float) -> list[Check]:
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        return list(self._found)
+
+
+def _ask_broker(settings: Settings) -> list[Check]:
+    try:
+        _ping(settings.broker)
+    except (OSError, RedisError, KombuError) as error:
+        url = safe_url(settings.broker)
+        remedy = f"start it, or mend AEGIS_BROKER_URL ({url}); nothing is lost meanwhile"
+        return [_degraded("broker", str(error).partition("\n")[0], remedy)]
+    return [_ok("broker", "answers")]
+
+
+def _ping(url: str) -> None:
+    """Ask for a sign of life, once: kombu's and redis's own patience is longer than ours."""
+    if url.startswith("sentinel"):
+        Connection(url, transport_options={"socket_timeout": _PATIENCE}).connect()
+        return
+    client = Redis.from_url(
+        url.replace("redis+socket://", "unix://"),
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=_PATIENCE,
+        socket_connect_timeout=_PATIENCE,
+    )
+    client.ping()
+    client.close()
+
+
+def _ask_database(settings: Settings) -> list[Check]:
+    database = Database(settings.database, pool_size=1, pre_ping=False, statement_timeout=timedelta(seconds=_PATIENCE))
+    try:
+        with database.statement() as connection:
+            found = schema.current(connection)
+            if found != schema.wanted():
+                has = f"at {found}" if found else "missing"
+                return [
+                    _ok("database", "answers"),
+                    _down("schema", f"{has}, this AEGIS needs {schema.wanted()}", "run `aegis db upgrade`"),
+                ]
+            return _judge(vitals.read(connection, settings.queue), settings)
+    except DatabaseUnavailable as error:
+        return [_down("database", error.reason, f"start it with `aegis up`, or mend AEGIS_DATABASE_URL ({error.url})")]
+    except AegisError as error:
+        return [_down("database", str(error), "see the message")]
+    finally:
+        database.close()
+
+
+def _judge(found: Vitals, settings: Settings) -> list[Check]:
+    return [
+        _ok("database", "answers"),
+        _ok("schema", f"at {schema.wanted()}"),
+        _workers(found, settings),
+        _beat(found, settings),
+        _backlog(found),
+        _due(found, settings),
+        _rpo(found, settings),
+        _troubled(found),
+        _chains(found),
+    ]
+
+
+def _workers(found: Vitals, settings: Settings) -> Check:
+    living = [
+        worker
+        for worker in found.workers
+        if found.now - worker.seen_at <= timedelta(seconds=settings.heartbeat_timeout)
+    ]
+    if not living:
+        return _degraded("workers", "none alive", "start one with `aegis worker`; everything waits until then")
+    silent = len(found.workers) - len(living)
+    says = f"{len(living)} alive, {found.running} handlers running"
+    if silent:
+        return _degraded(
+            "workers", f"{says}, {silent} silent", "beat's sweep takes over what they held; see their logs"
+        )
+    return _ok("workers", says)
+
+
+def _beat(found: Vitals, settings: Settings) -> Check:
+    if found.swept_at is None:
+        return _degraded("beat", "the sweep has never run", "start it with `aegis beat`")
+    ago = found.now - found.swept_at
+    limit = max(timedelta(seconds=settings.sweep_interval * _MISSED_SWEEPS), timedelta(seconds=5))
+    if ago > limit:
+        return _degraded(
+            "beat",
+            f"last sweep {_span(ago)} ago",
+            "start it with `aegis beat`; until then nothing that was lost is rung again",
+        )
+    return _ok("beat", f"last sweep {_span(ago)} ago")
+
+
+def _backlog(found: Vitals) -> Check:
+    says = f"{found.ready} ready to run"
+    if found.strangers:
+        types = ", ".join(f"{count} of {kind}" for kind, count in sorted(found.strangers.items()))
+        return _degraded(
+            "backlog", f"{says}; no worker knows the type of {types}", "name its module in AEGIS_WORKFLOWS"
+        )
+    if found.unheard:
+        queues = ", ".join(f"{count} on {queue!r}" for queue, count in sorted(found.unheard.items()))
+        return _degraded(
+            "backlog", f"{says}; no worker listens to the queue of {queues}", "start one with `aegis worker -Q QUEUE`"
+        )
+    return _ok("backlog", says)
+
+
+def _due(found: Vitals, settings: Settings) -> Check:
+    if found.overdue > timedelta(seconds=settings.ring_grace) + _SLOW_START:
+        return _degraded("due", f"the oldest is {_span(found.overdue)} overdue", "see that beat and enough workers run")
+    return _ok("due", f"the oldest is {_span(found.overdue)} overdue" if found.overdue else "nothing overdue")
+
+
+def _rpo(found: Vitals, settings: Settings) -> Check:
+    says = f"transitions 0 s, running handlers {_span(found.unsaved)}"
+    if found.unsaved > timedelta(seconds=settings.checkpoint_interval) + _SLOW_START:
+        return _degraded("RPO now", says, "call ctx.progress() in handlers that run for long")
+    return _ok("RPO now", says)
+
+
+def _troubled(found: Vitals) -> Check:
+    if found.troubled:
+        return _degraded(
+            "failures",
+            f"{found.troubled} failed or quarantined",
+            "see `aegis list --status failed` and `--status quarantined`; `aegis retry ID` once mended",
+        )
+    return _ok("failures", "none")
+
+
+def _chains(found: Vitals) -> Check:
+    if found.broken:
+        return _down("chains", found.broken[0], "history was changed: see `aegis verify --all`")
+    return _ok("chains", f"the {found.sampled} newest are intact")
+
+
+def _ok(name: str, says: str) -> Check:
+    return Check(name=name, state=State.OK, says=says)
+
+
+def _degraded(name: str, says: str, remedy: str) -> Check:
+    return Check(name=name, state=State.DEGRADED, says=says, remedy=remedy)
+
+
+def _down(name: str, says: str, remedy: str) -> Check:
+    return Check(name=name, state=State.DOWN, says=says, remedy=remedy)
+
+
+def _span(span: timedelta) -> str:
+    seconds = span.total_seconds()
+    if seconds < 10:  # noqa: PLR2004 - one decimal is enough from there on
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"  # noqa: PLR2004 - minutes read better

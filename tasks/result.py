@@ -1,0 +1,70 @@
+"""What an attempt comes to, before anything is written; and how an error is kept."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, TypeAlias
+
+from ..persistence.records import Following, Move, Moved
+
+_MOST_TRACEBACK: Final = 8_000
+_MOST_MESSAGE: Final = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A transition to be committed."""
+
+    move: Move
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """A transition that was committed together with the handler's own rows."""
+
+    move: Move
+    moved: Moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class TryAgain:
+    """A failed attempt, to be followed by another."""
+
+    error: Mapping[str, Any]
+    delay: timedelta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leave:
+    """Nothing that this worker could do; the attempt does not count."""
+
+    error: Mapping[str, Any] | None
+    delay: timedelta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Park:
+    """Nothing to do until an event comes, or a timer runs out."""
+
+    following: Following
+
+
+Result: TypeAlias = Record | Recorded | TryAgain | Leave | Park
+
+
+def describe(error: BaseException, attempt: int | None) -> dict[str, Any]:
+    """Return an error as it is kept in the workflow's row, whatever its text holds."""
+    trace = "".join(traceback.format_exception(error))
+    return {
+        "type": f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        "message": _storable(str(error))[:_MOST_MESSAGE],
+        "attempt": attempt,
+        "traceback": _storable(trace)[-_MOST_TRACEBACK:],
+    }
+
+
+def _storable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")

@@ -1,0 +1,118 @@
+"""The recovery sweep: find what is due, ring it; find who is dead, free what they held.
+
+Bounded, and harmless when two run at once: rows are shared by ``SKIP LOCKED``, everything else is
+done twice with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from ..config.logging import get_logger
+from ..core import recovery
+from ..core.bell import Bell
+from ..core.errors import BrokerUnavailable
+from ..core.recovery import Due, Heartbeat, Policy
+from ..persistence import watch
+from ..persistence.database import Database
+from .broker import Broker
+
+log = get_logger(__name__)
+
+_BATCH: Final = 500
+# 20,000 workflows a sweep: the next one goes on with the rest.
+_MOST_BATCHES: Final = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """What one sweep did."""
+
+    rung: int = 0
+    freed: int = 0
+    dead: tuple[str, ...] = ()
+    broker_forgot: bool = False
+
+
+def sweep(database: Database, broker: Broker, policy: Policy) -> Swept:
+    """Run one sweep.
+
+    Raises:
+        DatabaseUnavailable: what was not done yet is done by the next one.
+
+    """
+    living, dead, freed = _free(database, policy)
+    known = frozenset[str]().union(*(beat.types for beat in living))
+    try:
+        forgot = not broker.remembers()
+        if forgot:
+            _ring_everything(database, broker)
+        lengths = broker.lengths({None}.union(*(beat.queues for beat in living)))
+        rung = _ring_due(database, broker, policy, known, lengths)
+    except BrokerUnavailable as error:
+        # What is due stays due, and is rung by the first sweep that reaches the broker again.
+        log.warning("the sweep cannot ring", reason=error.reason)
+        return Swept(freed=freed, dead=dead)
+    swept = Swept(rung=rung, freed=freed, dead=dead, broker_forgot=forgot)
+    if rung or freed or dead:
+        log.info("swept", rung=rung, freed=freed, dead=list(dead), broker_forgot=forgot)
+    return swept
+
+
+def _free(database: Database, policy: Policy) -> tuple[list[Heartbeat], tuple[str, ...], int]:
+    """Bury the dead, free what nobody has in hand any more; return the living, the dead, the count."""
+    with database.transaction() as session:
+        connection = session.connection()
+        now = watch.begin_sweep(connection, policy.heartbeat_timeout)
+        beats = watch.heartbeats(connection)
+        dead = recovery.dead_workers(beats, policy, now=now.now, watched_since=now.since)
+        freed = watch.bury(connection, dead)
+        living = [beat for beat in beats if beat.worker_id not in dead]
+        left = recovery.abandoned(watch.claims(connection), living, policy, now=now.now, watched_since=now.since)
+        freed += watch.release(connection, left)
+    return living, tuple(dead), freed
+
+
+def _ring_everything(database: Database, broker: Broker) -> None:
+    """Make everything due that could run: whatever bells were under way are gone."""
+    with database.statement() as connection:
+        found = watch.all_due(connection)
+    # Only now: if we die before, the next sweep finds the mark missing still.
+    broker.remember()
+    (log.warning if found else log.info)("the broker remembers nothing", rung_again=found)
+
+
+def _ring_due(
+    database: Database,
+    broker: Broker,
+    policy: Policy,
+    known: frozenset[str],
+    lengths: Mapping[str | None, int],
+) -> int:
+    rung = 0
+    for _ in range(_MOST_BATCHES if known else 0):
+        with database.transaction() as session:
+            connection = session.connection()
+            due = watch.due(connection, known, _BATCH)
+            chosen = recovery.to_ring(due, lengths, policy)
+            watch.look_again(connection, {row.workflow_id: recovery.next_look(row, policy) for row in due})
+        # After the commit: a worker that answers at once must not wait for our locks.
+        if chosen and not broker.ring([_bell(row) for row in chosen]):
+            _due_still(database, chosen)
+            break
+        rung += len(chosen)
+        if len(due) < _BATCH:
+            break
+    return rung
+
+
+def _due_still(database: Database, unrung: Sequence[Due]) -> None:
+    with database.statement() as connection:
+        watch.look_again(connection, {row.workflow_id: timedelta(0) for row in unrung})
+
+
+def _bell(row: Due) -> Bell:
+    return Bell(workflow_id=row.workflow_id, seq=row.seq, queue=row.queue, label=row.label)

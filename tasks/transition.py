@@ -1,0 +1,185 @@
+"""One transition: claim -> handler -> commit -> ring. The acknowledgement comes after, and last.
+
+A message is a hint. Whatever it says, the row decides; whatever dies here, the row is due again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from enum import StrEnum
+from typing import Final
+
+import psutil
+
+from ..config.logging import get_logger
+from ..core.bell import Bell
+from ..core.errors import ClaimLost, DatabaseUnavailable
+from ..persistence import moves, repository
+from ..persistence.database import Connection
+from ..persistence.records import Claim, Following, Move, Moved, Position
+from ..persistence.repository import Outcome
+from .attempt import Attempt, moved_to, outcome_of
+from .bench import Bench
+from .result import Leave, Park, Record, Recorded, Result, TryAgain, describe
+
+log = get_logger(__name__)
+
+# How long until a workflow is rung again that another worker knows, and one that we stumbled over.
+_STRANGER_DELAY: Final = timedelta(seconds=1)
+_FAULT_DELAY: Final = timedelta(seconds=10)
+
+
+class Ended(StrEnum):
+    """How the work on one message ended."""
+
+    COMMITTED = "committed"
+    FAILED = "attempt failed"
+    STALE = "nothing to claim"
+    LOST = "claim lost"
+    WAITING = "nothing to do yet"
+    LEFT = "left alone"
+
+
+def run_transition(bench: Bench, workflow_id: str, seq: int, *, redelivered: bool = False) -> Ended:
+    """Do what one message asks for, if it still is to be done."""
+    claim = take(bench, workflow_id, seq, redelivered=redelivered)
+    if claim is None:
+        return Ended.STALE  # delivered twice, or somebody else's by now
+    try:
+        result = Attempt(bench, claim).run()  # no transaction is open here
+        return settle(bench, claim, result)
+    except ClaimLost as error:
+        log.warning("claim lost", workflow_id=error.workflow_id, seq=error.seq)
+        return Ended.LOST
+    except Exception as error:
+        # A fault of ours: the workflow must not stay in a hand that has let go of it.
+        log.exception("not settled", workflow_id=workflow_id, seq=seq)
+        return settle(bench, claim, Leave(error=describe(error, None), delay=_FAULT_DELAY))
+
+
+# --- claim ------------------------------------------------------------------------------
+
+
+def take(bench: Bench, workflow_id: str, seq: int, *, redelivered: bool) -> Claim | None:
+    """Claim the workflow; None if there is nothing to claim for this worker."""
+    gone = _dead_sibling(bench, workflow_id) if redelivered else ()
+    claim = bench.patiently(
+        lambda: repository.claim(bench.database.run, workflow_id, seq, bench.hand, known=bench.known, gone=gone)
+    )
+    if claim is None:
+        _hand_over(bench, workflow_id, seq)
+    return claim
+
+
+def _dead_sibling(bench: Bench, workflow_id: str) -> tuple[int, ...]:
+    """Return the pid of the process of this worker that died with the workflow in its hands.
+
+    Celery puts the message back when a child is killed; the child's claim need not wait for a sweep.
+    """
+
+    def ask() -> tuple[str, int] | None:
+        with bench.database.statement() as connection:
+            return repository.owner_of(connection, workflow_id)
+
+    owner = bench.patiently(ask)
+    if owner is None or owner[0] != bench.worker_id or owner[1] == os.getpid() or psutil.pid_exists(owner[1]):
+        return ()
+    return (owner[1],)
+
+
+def _hand_over(bench: Bench, workflow_id: str, seq: int) -> None:
+    def say() -> bool:
+        with bench.database.statement() as connection:
+            return repository.hand_over(connection, workflow_id, seq, bench.known, _STRANGER_DELAY)
+
+    if bench.patiently(say):
+        log.info("left for a worker that knows its type", workflow_id=workflow_id, seq=seq)
+
+
+# --- commit and ring ------------------------------------------------------------------------
+
+
+def settle(bench: Bench, claim: Claim, result: Result) -> Ended:
+    """Write down what an attempt came to, and ring for what follows.
+
+    Raises:
+        ClaimLost: nothing of it was written.
+
+    """
+    position = claim.position
+    match result:
+        case Record(move=move):
+            return _ring(bench, move, commit(bench, move))
+        case Recorded(move=move, moved=moved):
+            return _ring(bench, move, moved)
+        case TryAgain(error=failure, delay=delay):
+            return _held(bench, position, Ended.FAILED, lambda c: repository.fail_attempt(c, position, failure, delay))
+        case Leave(error=error, delay=delay):
+            return _held(bench, position, Ended.LEFT, lambda c: repository.leave(c, position, error, delay))
+        case Park(following=following):
+            return _park(bench, claim, following)
+
+
+def commit(bench: Bench, move: Move) -> Moved:
+    """Commit a transition, through whatever happens to the database meanwhile.
+
+    Raises:
+        ClaimLost: nothing of it was written.
+
+    """
+    try:
+        moved = repository.commit(bench.database.run, move, grace=bench.grace)
+    except DatabaseUnavailable as error:
+        log.warning("commit not answered", workflow_id=move.link.envelope.workflow_id, reason=error.reason)
+        moved = bench.patiently(lambda: _look_and_commit(bench, move))
+    if moved is None:
+        raise ClaimLost(move.link.envelope.workflow_id, move.link.envelope.seq - 1)
+    return moved
+
+
+def _look_and_commit(bench: Bench, move: Move) -> Moved | None:
+    """Never repeat a commit blindly: look what became of it first, each time."""
+    match outcome_of(bench, move):
+        case Outcome.RECORDED:
+            return moved_to(bench, move)
+        case Outcome.STILL_OURS:
+            return repository.commit(bench.database.run, move, grace=bench.grace)
+        case Outcome.LOST:
+            return None
+
+
+def _ring(bench: Bench, move: Move, moved: Moved) -> Ended:
+    if moved.ready:
+        bench.ring([moves.bell_after(move, moved)])
+    return Ended.COMMITTED
+
+
+def _park(bench: Bench, claim: Claim, following: Following) -> Ended:
+    position = claim.position
+    try:
+        return _held(bench, position, Ended.WAITING, lambda c: repository.park(c, position, following))
+    except ClaimLost:
+        # An event came while nobody looked. (Or the claim is lost: then nothing is left to let go of.)
+        _held(bench, position, Ended.LEFT, lambda c: repository.leave(c, position, None, timedelta(0)))
+        bell = Bell(workflow_id=position.workflow_id, seq=position.seq, queue=following.queue, label=position.type)
+        bench.ring([bell])
+        return Ended.LEFT
+
+
+def _held(bench: Bench, position: Position, ended: Ended, write: Callable[[Connection], bool]) -> Ended:
+    """Let a claim go by one write that only succeeds while it is ours.
+
+    Raises:
+        ClaimLost: nothing was written.
+
+    """
+
+    def act() -> bool:
+        with bench.database.statement() as connection:
+            return write(connection)
+
+    if not bench.patiently(act):
+        raise ClaimLost(position.workflow_id, position.seq)
+    return ended
