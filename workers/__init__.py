@@ -1,0 +1,1 @@
+"""The processes: the Celery app, its workers' heartbeat, and what beat runs."""

@@ -1,0 +1,56 @@
+"""Making a Celery app that speaks AEGIS, for workers, for beat, and for those who only ring."""
+
+from __future__ import annotations
+
+from celery import Celery
+
+from ..config.settings import Settings
+from ..tasks.entry import install
+from .heartbeat import HeartbeatStep
+from .schedule import schedule
+
+
+def make_app(settings: Settings) -> Celery:
+    """Return a Celery app with AEGIS's settings, tasks and heartbeat."""
+    app = Celery("aegis", set_as_current=False)
+    app.conf.update(
+        broker_url=settings.broker,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # the default gives up after 100
+        broker_transport_options={
+            # Longer than any handler: heartbeats find the dead, a second copy only costs a look.
+            "visibility_timeout": 6 * 3600,
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+            "unacked_restore_limit": 100,  # each restore blocks the parent's loop
+            "unacked_mutex_expire": 30,  # the default: 300 s of no restores after a crash
+            "global_keyprefix": settings.broker_prefix,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 15,  # a half-open BRPOP is noticed
+        },  # and no retry_on_timeout: it would disable batches
+        task_default_queue=settings.queue,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        worker_pool="prefork",
+        worker_prefetch_multiplier=1,
+        worker_soft_shutdown_timeout=settings.stop_grace,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_proc_alive_timeout=15,
+        worker_max_tasks_per_child=20_000,
+        # Flower asks for events while it watches; nobody else pays for them.
+        worker_send_task_events=False,
+        task_send_sent_event=False,
+        worker_hijack_root_logger=False,
+        beat_scheduler="aegis.workers.schedule:InProcessScheduler",
+        beat_schedule=schedule(settings),
+        enable_utc=True,
+        timezone="UTC",
+    )
+    install(app)
+    app.steps["worker"].add(HeartbeatStep)
+    return app
