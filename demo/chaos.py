@@ -1,0 +1,110 @@
+"""Chaos: workers killed with SIGKILL at random, the broker's memory wiped once - and how long each took to heal."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from redis import Redis
+
+from ..config.settings import Settings
+from ..persistence.database import Connection, Database
+from ..servers.supervisor import Supervisor
+from . import ledger
+
+# Between two kills (seconds): a worker needs one or two of them to come back.
+_SHORTEST: Final = 0.5
+_LONGEST: Final = 1.5
+_FIRST: Final = 0.3
+# Rough, not endless: a large file needs a few undisturbed seconds at some time.
+_MOST_KILLS: Final = 10
+_LEAVE_LAST: Final = 5
+
+
+@dataclass
+class Wound:
+    """Something that was done; ``is_healed`` says whether the workflows that it met can go on."""
+
+    what: str
+    at: float
+    is_healed: Callable[[Connection], bool]
+    healed_after: float | None = None
+
+
+@dataclass
+class Chaos:
+    """Kills and wipes while it is looked at; ``wipe_at`` is the share of the work done by then."""
+
+    settings: Settings
+    supervisor: Supervisor
+    database: Database
+    run: str
+    workers: tuple[str, ...]
+    wipe_at: float = 0.4
+    tell: Callable[[str], None] = lambda _: None
+    wounds: list[Wound] = field(default_factory=list)
+    kills: int = 0
+    wipes: int = 0
+    _following: float = field(default_factory=lambda: time.monotonic() + _FIRST)
+    _random: random.Random = field(default_factory=random.Random)
+
+    def look(self, done: int, of: int) -> None:
+        """Do what is due, with so many workflows done of so many."""
+        now = time.monotonic()
+        self.heal()
+        if not self.wipes and done >= of * self.wipe_at:
+            self._wipe()
+        elif self.kills < _MOST_KILLS and now >= self._following and of - done > _LEAVE_LAST and self._kill():
+            self._following = now + self._random.uniform(_SHORTEST, _LONGEST)
+
+    def heal(self) -> None:
+        """Note what has recovered by now."""
+        for wound in self.wounds:
+            if wound.healed_after is None:
+                with self.database.statement() as connection:
+                    if wound.is_healed(connection):
+                        wound.healed_after = time.monotonic() - wound.at
+
+    def _kill(self) -> bool:
+        # Only who is at work: a worker that is still starting has nothing to lose.
+        with self.database.statement() as connection:
+            at_work = {name: ledger.in_hand(connection, self.run, name) for name in self.workers}
+        busy = [name for name, held in at_work.items() if held]
+        if not busy:
+            return False
+        name = self._random.choice(busy)
+        held = at_work[name]
+        pid = self.supervisor.kill(name)
+        self.kills += 1
+        healed = lambda connection: not ledger.still_in_hand(connection, held)  # noqa: E731 - it is kept
+        self.wounds.append(Wound(what="kill", at=time.monotonic(), is_healed=healed))
+        self.tell(f"{name} (pid {pid}) killed with {len(held)} workflow{'s' * (len(held) > 1)} in hand")
+        return True
+
+    def _wipe(self) -> None:
+        with self.database.statement() as connection:
+            unheard = ledger.waiting(connection, self.run)
+        wipe(self.settings)
+        self.wipes += 1
+        healed = lambda connection: not unheard or ledger.has_any_moved(connection, unheard)  # noqa: E731 - it is kept
+        self.wounds.append(Wound(what="wipe", at=time.monotonic(), is_healed=healed))
+        self.tell(f"broker wiped with {len(unheard)} workflows waiting for their bell")
+
+    def times(self, what: str) -> list[float]:
+        """Return how long the wounds of a kind took to heal (seconds)."""
+        return [w.healed_after for w in self.wounds if w.what == what and w.healed_after is not None]
+
+
+def wipe(settings: Settings) -> None:
+    """Make the broker forget: everything, where it is private; what is ours, where it is somebody's."""
+    client = Redis.from_url(settings.broker.replace("redis+socket://", "unix://"))
+    if settings.embedded:
+        client.flushall()
+    else:
+        keys = list(client.scan_iter(match=f"{settings.broker_prefix}*", count=1000))
+        if keys:
+            client.delete(*keys)
+    client.close()
