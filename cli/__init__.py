@@ -1,0 +1,1 @@
+"""The command ``aegis``: one file a group of commands."""

@@ -1,0 +1,36 @@
+"""What commands work with: the database alone for reading, the whole engine for steering."""
+
+from __future__ import annotations
+
+from ..config.settings import settings
+from ..persistence import schema
+from ..persistence.database import Database
+from ..persistence.durable import DurableWorkflowEngine
+from ..workers.load import load_workflows
+
+
+def database() -> Database:
+    """Return the database, known to answer and to have the right schema.
+
+    Raises:
+        ConfigurationError, DatabaseUnavailable, SchemaMismatch: it cannot be used.
+
+    """
+    found = Database(settings().database, pool_size=1, pre_ping=False)
+    schema.check(found)
+    return found
+
+
+def engine() -> DurableWorkflowEngine:
+    """Return the engine, with the user's workflows loaded.
+
+    Raises:
+        ConfigurationError, DatabaseUnavailable, SchemaMismatch: it cannot be used.
+
+    """
+    from ..config import logging  # noqa: PLC0415 - only what steers needs Celery, which takes time to load
+    from ..sync import DurableWorkflowEngine as Engine  # noqa: PLC0415
+
+    logging.configure(settings().model_copy(update={"log_level": "error"}))
+    load_workflows(settings().workflows)
+    return Engine()

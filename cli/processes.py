@@ -1,0 +1,60 @@
+"""``aegis worker`` and ``aegis beat``: Celery's own commands, on AEGIS's app, in this very process."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from typing import Final
+
+import click
+
+from ..config.settings import settings
+from ..core.errors import DatabaseUnavailable
+from ..workers.load import load_workflows
+from .connect import database
+
+_PASS_ON: Final = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+
+
+@click.command("worker", context_settings=_PASS_ON)
+@click.option(
+    "-c", "--concurrency", type=click.IntRange(min=1), help="How many handlers at once; a core each by default."
+)
+@click.option("-Q", "--queues", help="The queues to listen to, separated by commas.")
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+def worker_command(concurrency: int | None, queues: str | None, celery_options: tuple[str, ...]) -> None:
+    """Run a worker; any number may run, on any host. Other options go to `celery worker` as they are."""
+    _can_run()
+    options = list(celery_options)
+    if not any(option.startswith(("-n", "--hostname")) for option in options):
+        # A name of its own, also beside others on the same host.
+        options.append(f"--hostname=aegis-{secrets.token_hex(2)}@%h")
+    if concurrency is not None:
+        options.append(f"--concurrency={concurrency}")
+    if queues is not None:
+        options.append(f"--queues={queues}")
+    _become("worker", options)
+
+
+@click.command("beat", context_settings=_PASS_ON)
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+def beat_command(celery_options: tuple[str, ...]) -> None:
+    """Run beat: the recovery sweep and the periodic checkpoint. Two at once are safe."""
+    _can_run()
+    _become("beat", list(celery_options))
+
+
+def _can_run() -> None:
+    """Say what is wrong before Celery starts: its own words for it are many."""
+    load_workflows(settings().workflows)
+    try:
+        database().close()
+    except DatabaseUnavailable as error:
+        click.echo(f"aegis: {error}; waiting for it", err=True)
+
+
+def _become(command: str, options: list[str]) -> None:
+    # Celery takes this process over: signals and the pid stay what a process manager knows.
+    arguments = [sys.executable, "-m", "celery", "-A", "aegis.workers.app", command, *options]
+    os.execv(sys.executable, arguments)  # noqa: S606

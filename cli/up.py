@@ -1,0 +1,153 @@
+"""``aegis up``: everything, from nothing, on one screen."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from ..config.settings import Settings, safe_url, settings
+from ..core.workflow import registry
+from ..persistence.database import Database
+from ..servers import stack
+from ..servers.stack import Flower
+from ..servers.supervisor import Supervisor
+from ..workers.load import load_workflows
+from .output import Output, json_option, table
+
+_LOOK_EVERY: Final = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One line of the screen; ``pid`` is None for a server that somebody else runs."""
+
+    name: str
+    pid: int | None
+    where: str
+
+
+@click.command("up")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(0, 64), help="How many workers.")
+@click.option(
+    "-c", "--concurrency", type=click.IntRange(1, 256), help="Handlers at once in each; a core each by default."
+)
+@click.option("--flower/--no-flower", default=True, help="Celery's monitor, on loopback.")
+@json_option
+def up_command(out: Output, workers: int, concurrency: int | None, *, flower: bool) -> None:
+    """Run everything: database, broker, workers, beat and Flower, until Ctrl-C.
+
+    With neither AEGIS_DATABASE_URL nor AEGIS_BROKER_URL set, a private PostgreSQL and a private Valkey
+    are started below AEGIS_HOME, and go on from where they were. With both set, those servers are used.
+    """
+    configured = settings()
+    load_workflows(configured.workflows)
+    handlers = concurrency or os.cpu_count() or 1
+    began = time.monotonic()
+    with stack.lock(configured):
+        supervisor = Supervisor(lambda name, what: _tell(out, name, what))
+        stopping = Stopping(supervisor)
+        try:
+            monitor = bring_up(configured, supervisor, workers=workers, concurrency=handlers, flower=flower)
+            parts = list(_parts(configured, supervisor, monitor, handlers))
+            _show(out, configured, parts, time.monotonic() - began)
+            while not stopping.asked:
+                supervisor.look()
+                time.sleep(_LOOK_EVERY)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            if not out.as_json:
+                out.console.print("stopping: handlers may finish; Ctrl-C again to end them")
+            stopping.asked = True
+            supervisor.stop()
+    if not out.as_json:
+        out.console.print("stopped; nothing is lost: the next `aegis up` goes on from here")
+
+
+def bring_up(
+    configured: Settings, supervisor: Supervisor, *, workers: int, concurrency: int, flower: bool
+) -> Flower | None:
+    """Start everything in its order, with the schema brought to its newest version in between.
+
+    Raises:
+        AegisError: something does not come up, or cannot be reached.
+
+    """
+    from ..persistence.migrate import upgrade  # noqa: PLC0415 - Alembic takes time to load
+
+    for service in stack.servers(configured):
+        supervisor.start(service)
+    database = Database(configured.database, pool_size=1)
+    upgrade(database, deployment=configured.deployment)
+    database.close()
+    logs = configured.places.logs
+    for number in range(1, workers + 1):
+        supervisor.start(stack.worker(configured, logs, number, concurrency))
+    supervisor.start(stack.beat(logs))
+    if not flower:
+        return None
+    service, monitor = stack.flower(logs)
+    supervisor.start(service)
+    return monitor
+
+
+class Stopping:
+    """What Ctrl-C and SIGTERM do: interrupt at first, hurry after that."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.asked = False
+        self._supervisor = supervisor
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._ask)
+
+    def _ask(self, _signal: int, _frame: FrameType | None) -> None:
+        if self.asked:
+            self._supervisor.hurry()
+        else:
+            self.asked = True
+            raise KeyboardInterrupt
+
+
+def _parts(configured: Settings, supervisor: Supervisor, monitor: Flower | None, handlers: int) -> Iterator[Part]:
+    if not configured.embedded:
+        yield Part(name="database", pid=None, where=safe_url(configured.database))
+        yield Part(name="broker", pid=None, where=safe_url(configured.broker))
+    places = configured.places
+    known = ", ".join(workflow.definition.type for workflow in registry)
+    for name in supervisor.names():
+        where = {
+            "postgresql": f"psql -h {places.sockets} -U aegis postgres",
+            "valkey": f"redis-cli -s {places.sockets / 'valkey.sock'}",
+            "beat": f"sweeps every {configured.sweep_interval:g} s",
+            "flower": monitor.url if monitor else "",
+        }.get(
+            name, f"{handlers} handlers at once: {known or 'no workflows yet: name their modules in AEGIS_WORKFLOWS'}"
+        )
+        yield Part(name=name, pid=supervisor.pid(name), where=where)
+
+
+def _show(out: Output, configured: Settings, parts: list[Part], took: float) -> None:
+    logs = configured.places.logs
+
+    def render(console: Console) -> None:
+        console.print(Text.assemble(("AEGIS is up", "bold green"), f" after {took:.1f} s"))
+        console.print()
+        console.print(table(("", "pid", ""), [(part.name, part.pid or "yours", part.where) for part in parts]))
+        console.print()
+        console.print(f"data {configured.home}, logs {logs}")
+        console.print("look with `aegis list` and `aegis health` from another terminal; Ctrl-C stops all of it")
+
+    out.show({"seconds": round(took, 2), "home": configured.home, "logs": logs, "parts": parts}, render)
+
+
+def _tell(out: Output, name: str, what: str) -> None:
+    out.warn(f"{name} {what}")
