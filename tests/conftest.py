@@ -1,0 +1,70 @@
+"""Servers and deployments for all tests: real ones, in processes of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from deployment import Deployment, deployed
+from private_servers import TEMPLATE, PrivateBroker, PrivatePostgres, folder
+
+from aegis.persistence.database import Database
+from aegis.persistence.migrate import upgrade
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PrivatePostgres]:
+    """A server for everybody; whoever wants to stop one takes ``own_postgres``."""
+    with folder("postgres") as root:
+        server = PrivatePostgres(root)
+        server.start()
+        server.execute(f'CREATE DATABASE "{TEMPLATE}"')
+        database = Database(server.url(TEMPLATE).replace("postgresql://", "postgresql+psycopg2://"), pool_size=1)
+        upgrade(database, deployment="aegis.example/test")
+        database.close()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[PrivateBroker]:
+    """A broker for everybody; each deployment has a prefix of its own on it."""
+    with folder("broker") as root:
+        server = PrivateBroker(root)
+        server.start()
+        yield server
+        server.container.remove()
+
+
+@pytest.fixture
+def database_url(postgres: PrivatePostgres) -> Iterator[str]:
+    """A database with AEGIS's schema, for one test."""
+    with postgres.database(TEMPLATE) as url:
+        yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """The same, to be used from the test itself."""
+    made = Database(database_url.replace("postgresql://", "postgresql+psycopg2://"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def deploy(tmp_path: Path, database_url: str, broker: PrivateBroker) -> Iterator[Callable[..., Deployment]]:
+    """Make a deployment: ``deploy(AEGIS_...="...")``."""
+    with ExitStack() as stack:
+
+        def make(**environment: str) -> Deployment:
+            return stack.enter_context(deployed(tmp_path, database_url, broker.url, **environment))
+
+        yield make
+
+
+@pytest.fixture
+def deployment(deploy: Callable[..., Deployment]) -> Deployment:
+    """A deployment with quick settings and no processes yet."""
+    return deploy()

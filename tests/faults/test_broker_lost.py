@@ -1,0 +1,98 @@
+"""F7: the broker forgets everything, or part of it, with bells under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from deployment import Deployment, deployed
+from fault_workflows import Approval, Steps
+from local_engine import eventually
+from private_servers import PrivateBroker, folder
+
+from aegis.tasks.broker import Broker
+
+pytestmark = pytest.mark.faults
+
+MANY = 60
+
+
+@pytest.fixture
+def own_broker() -> Iterator[PrivateBroker]:
+    with folder("own-broker") as root:
+        server = PrivateBroker(root)
+        server.start()
+        yield server
+        server.container.remove()
+
+
+def start_many(deployment: Deployment, pause: float = 0.02) -> None:
+    for number in range(MANY):
+        handle = deployment.engine.start(Steps(pause=pause), id=f"steps-{number:03d}")
+        deployment.ledger.accepted(handle.id)
+
+
+def test_wiped_with_bells_queued(tmp_path: Path, database_url: str, own_broker: PrivateBroker) -> None:
+    with deployed(tmp_path, database_url, own_broker.url) as deployment:
+        deployment.beat()
+        deployment.worker(concurrency=2)
+        start_many(deployment)
+        eventually("some are done", lambda: len(deployment.engine.list(status="completed")) > 2)
+        deployment.broker.flushall()
+        deployment.await_all("completed", MANY)
+        deployment.assert_sound()
+
+
+def test_killed_and_back_empty(tmp_path: Path, database_url: str, own_broker: PrivateBroker) -> None:
+    with deployed(tmp_path, database_url, own_broker.url) as deployment:
+        deployment.beat()
+        deployment.worker(concurrency=2)
+        start_many(deployment)
+        own_broker.kill()
+        own_broker.forget()
+        accepted = deployment.engine.start(Steps(), id="while-it-was-away")
+        assert not accepted.rung, "nobody was there to take the bell"
+        deployment.ledger.accepted(accepted.id)
+        own_broker.start()
+        deployment.await_all("completed", MANY + 1, within=90)
+        deployment.assert_sound()
+
+
+def test_part_of_the_queue_lost(deployment: Deployment) -> None:
+    """The mark is still there, so nobody knows; each row's own due_at does it."""
+    start_many(deployment, pause=0)
+    queue = f"{deployment.settings.broker_prefix}{deployment.settings.queue}"
+    deployment.broker.ltrim(queue, 0, MANY // 2)
+    deployment.beat()
+    deployment.worker(concurrency=2)
+    deployment.await_all("completed", MANY)
+    deployment.assert_sound()
+
+
+def test_an_event_whose_bell_was_lost_is_taken_all_the_same(deployment: Deployment) -> None:
+    deployment.beat()
+    worker = deployment.worker()
+    handle = deployment.engine.start(Approval(), id="approval")
+    deployment.ledger.accepted(handle.id)
+    deployment.await_status("approval", "waiting")
+    worker.kill()
+    handle.send("decide", True)
+    deployment.broker.flushall()
+    deployment.worker()
+    deployment.await_status("approval", "completed")
+    deployment.assert_sound()
+
+
+def test_the_sweep_does_not_flood_a_queue_that_is_only_long(deploy: Callable[..., Deployment]) -> None:
+    deployment = deploy(AEGIS_RING_GRACE="0.5")
+    queue = f"{deployment.settings.broker_prefix}{deployment.settings.queue}"
+    Broker(deployment.app).remember()
+    deployment.worker()  # it lives, and is too slow
+    start_many(deployment, pause=0.1)
+    deployment.beat()
+    longest = 0
+    while len(deployment.engine.list(status="completed", limit=1000)) < MANY:
+        longest = max(longest, int(deployment.broker.llen(queue)))
+    assert longest <= MANY + 20, "bells pile up"
+    deployment.assert_sound()

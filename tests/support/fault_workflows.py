@@ -1,0 +1,149 @@
+"""The workflows of the fault tests; each handler notes its effect in the ledger, outside of the database."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+
+from aegis import Context, Retry, Workflow, transition
+from aegis.testing.ledger import Ledger
+
+# Chaos counts as attempts; what is to survive it gets enough of them.
+STURDY = Retry(max_attempts=50, delay=0.2)
+# What the checker is told of these workflows.
+LIMITS = dict.fromkeys(("one", "two", "three"), 50) | dict.fromkeys(("work", "go", "decide", "slow"), 5) | {"poison": 3}
+SILENT = ("expire", "begin")
+
+
+def note(ctx: Context, name: str) -> None:
+    """Leave an effect in the ledger."""
+    workflow_id, _, seq = ctx.key.rpartition(":")
+    Ledger(Path(os.environ["AEGIS_TEST_LEDGER"])).effect(workflow_id, int(seq), name, ctx.attempt)
+
+
+class Step(StrEnum):
+    ZERO = "zero"
+    ONE = "one"
+    TWO = "two"
+    THREE = "three"
+
+
+class Steps(Workflow):
+    """Three automatic transitions, each taking ``pause`` seconds."""
+
+    state: Step = Step.ZERO
+    pause: float = 0.0
+    count: int = 0
+
+    def _do(self, ctx: Context, name: str) -> None:
+        note(ctx, name)
+        time.sleep(self.pause)
+        self.count += 1
+
+    @transition(Step.ZERO, Step.ONE, retry=STURDY)
+    def one(self, ctx: Context) -> None:
+        self._do(ctx, "one")
+
+    @transition(Step.ONE, Step.TWO, retry=STURDY)
+    def two(self, ctx: Context) -> None:
+        self._do(ctx, "two")
+
+    @transition(Step.TWO, Step.THREE, retry=STURDY)
+    def three(self, ctx: Context) -> None:
+        self._do(ctx, "three")
+
+
+class Life(StrEnum):
+    ALIVE = "alive"
+    DONE = "done"
+
+
+class Poison(Workflow):
+    """A handler that kills its process every time."""
+
+    state: Life = Life.ALIVE
+    harmless_after: int = 99
+
+    @transition(Life.ALIVE, Life.DONE, retry=Retry(max_attempts=3, delay=0.1))
+    def poison(self, ctx: Context) -> None:
+        note(ctx, "poison")
+        if ctx.attempt <= self.harmless_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Stuck(Workflow):
+    """A handler that takes too long: in Python, or in C code that no exception reaches."""
+
+    state: Life = Life.ALIVE
+    in_c: bool = False
+
+    @transition(Life.ALIVE, Life.DONE, retry=Retry(max_attempts=2, delay=0.1), timeout=0.5)
+    def work(self, ctx: Context) -> None:
+        note(ctx, "work")
+        if self.in_c:
+            sum(itertools.repeat(0))  # for ever, with the interpreter's lock, deaf to signals
+        time.sleep(60)
+
+
+class Failing(Workflow):
+    """A handler that raises as often as it is told."""
+
+    state: Life = Life.ALIVE
+    times: int = 1
+
+    @transition(Life.ALIVE, Life.DONE, retry=Retry(max_attempts=5, delay=0.1))
+    def go(self, ctx: Context) -> None:
+        note(ctx, "go")
+        if ctx.attempt <= self.times:
+            msg = f"attempt {ctx.attempt}"
+            raise RuntimeError(msg)
+
+
+class Long(Workflow):
+    """A handler that runs for long, and saves its progress when it is asked to."""
+
+    state: Life = Life.ALIVE
+    turns: int = 0
+    goal: int = 100
+    turn: float = 0.05
+
+    @transition(Life.ALIVE, Life.DONE, retry=Retry(max_attempts=5, delay=0.1))
+    def slow(self, ctx: Context) -> None:
+        note(ctx, "slow")
+        while self.turns < self.goal:
+            time.sleep(self.turn)
+            self.turns += 1
+            ctx.progress()
+
+
+class Review(StrEnum):
+    DRAFT = "draft"
+    OPEN = "open"
+    YES = "yes"
+    NO = "no"
+    LATE = "late"
+
+
+class Approval(Workflow):
+    """An event, or a timer, whichever comes first."""
+
+    state: Review = Review.DRAFT
+    seconds: float = 3600.0
+    pause: float = 0.0
+
+    @transition(Review.DRAFT, Review.OPEN)
+    def begin(self, ctx: Context) -> None: ...
+
+    @transition(Review.OPEN, (Review.YES, Review.NO), on="decide")
+    def decide(self, ctx: Context, yes: bool) -> Review:
+        note(ctx, "decide")
+        time.sleep(self.pause)
+        return Review.YES if yes else Review.NO
+
+    @transition(Review.OPEN, Review.LATE, after=timedelta(seconds=2))
+    def expire(self, ctx: Context) -> None: ...

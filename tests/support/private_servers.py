@@ -1,0 +1,108 @@
+"""Real servers for tests: PostgreSQL and Valkey as `aegis up` runs them, each in a folder of its own."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg2
+from local_engine import LocalProcess, eventually
+
+from aegis.config.home import Home
+from aegis.config.settings import Settings
+from aegis.servers.postgres import Postgres
+from aegis.servers.valkey import Valkey
+
+# The database with AEGIS's schema that every test gets a copy of.
+TEMPLATE = "aegis_template"
+
+
+@contextmanager
+def folder(name: str) -> Iterator[Path]:
+    """A folder that other users may pass through, unlike pytest's own: PostgreSQL is not run by root."""
+    made = Path(tempfile.mkdtemp(prefix=f"aegis-{name}-"))
+    made.chmod(0o755)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+class PrivatePostgres:
+    """A PostgreSQL server that a test may stop, kill and start."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = Home(root)
+        self._server = Postgres.prepare(Settings(home=root))
+        self.container = LocalProcess(
+            "postgresql", lambda: self._server.argv, self.home.logs, identity={**self._server.identity, "cwd": "/"}
+        )
+
+    def start(self) -> None:
+        self.container.start()
+        eventually("PostgreSQL answers", self._server.is_ready)
+
+    def stop(self) -> None:
+        """Stop it as an operator would: fast, with every connection broken off."""
+        self.container.signal(signal.SIGINT)
+        assert self.container.process is not None
+        self.container.process.wait(20)
+
+    def kill(self) -> None:
+        """End it with SIGKILL, with all its processes."""
+        self.container.kill()
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://aegis@/{database}?host={self.home.sockets}"
+
+    def execute(self, statement: str) -> None:
+        connection = psycopg2.connect(host=str(self.home.sockets), user="aegis", dbname="postgres")
+        connection.autocommit = True
+        try:
+            connection.cursor().execute(statement)
+        finally:
+            connection.close()
+
+    @contextmanager
+    def database(self, template: str = "template1") -> Iterator[str]:
+        """A database of one's own, made from a template; gives its address."""
+        name = f"test_{secrets.token_hex(6)}"
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        try:
+            yield self.url(name)
+        finally:
+            self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+class PrivateBroker:
+    """A Valkey server that a test may stop, kill, wipe and start."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = Home(root)
+        self._server = Valkey.prepare(Settings(home=root))
+        self.container = LocalProcess("valkey", lambda: self._server.argv, self.home.logs)
+
+    @property
+    def socket(self) -> Path:
+        return self._server.socket
+
+    @property
+    def url(self) -> str:
+        return self.home.broker_url
+
+    def start(self) -> None:
+        self.container.start()
+        eventually("Valkey answers", self._server.is_ready)
+
+    def kill(self) -> None:
+        self.container.kill()
+
+    def forget(self) -> None:
+        """Lose what it kept on disk; to be called while it is down."""
+        shutil.rmtree(self.home.valkey)
+        self.home.make(self.home.valkey, mode=0o700)
