@@ -1,0 +1,87 @@
+"""The files that others run AEGIS from: Procfile and docker-compose.yml."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import psutil
+import yaml
+from deployment import Deployment
+from fault_workflows import Steps
+from local_engine import eventually
+
+from aegis.config.settings import read
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_procfile_runs_everything_under_any_runner(deployment: Deployment, tmp_path: Path) -> None:
+    """honcho runs its lines; a workflow completes; it stops them all."""
+    environment = {
+        **os.environ,
+        **deployment.environment,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    with (tmp_path / "honcho.log").open("wb") as log:
+        runner = subprocess.Popen(
+            [sys.executable, "-m", "honcho", "--no-colour", "-f", str(ROOT / "Procfile"), "start", "worker", "beat"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deployment.engine.start(Steps(), id="steps")
+        deployment.await_status("steps", "completed", within=60)
+        started = psutil.Process(runner.pid).children(recursive=True)
+        runner.send_signal(signal.SIGTERM)
+        runner.wait(30)
+        eventually("nothing of it is left", lambda: not any(process.is_running() for process in started))
+    finally:
+        for process in psutil.Process(runner.pid).children(recursive=True) if runner.poll() is None else []:
+            process.kill()
+        runner.kill()
+        runner.wait(10)
+
+
+def test_the_procfile_names_every_process_of_the_compose_file() -> None:
+    lines = [line for line in (ROOT / "Procfile").read_text().splitlines() if line and not line.startswith("#")]
+    commands = {name: shlex.split(command.strip()) for name, _, command in (line.partition(":") for line in lines)}
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    assert commands.keys() == services.keys() - {"postgres", "valkey", "migrate"}
+    for name in ("worker", "beat"):
+        assert services[name]["command"] == commands[name]
+
+
+def test_the_compose_file_refers_to_nothing_that_is_not_there() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    services = compose["services"]
+    waits = {name: service.get("depends_on", {}) for name, service in services.items()}
+    for name, needed in waits.items():
+        assert needed.keys() <= services.keys(), name
+        for other, condition in needed.items():
+            if condition["condition"] == "service_healthy":
+                assert "healthcheck" in services[other]
+    list(TopologicalSorter({name: list(needed) for name, needed in waits.items()}).static_order())
+    for name, service in services.items():
+        assert service.keys() & {"image", "build"}, name
+        if name != "migrate":
+            assert "healthcheck" in service, name
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert (ROOT / source).exists() if source.startswith("./") else source in compose["volumes"]
+
+
+def test_the_compose_file_sets_only_what_can_be_set() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    given = compose["services"]["worker"]["environment"]
+    filled = {name: value.replace("${AEGIS_PASSWORD:-aegis}", "secret") for name, value in given.items()}
+    settings = read(filled | {"AEGIS_WORKFLOWS": "proposal.workflow"})
+    assert not settings.embedded

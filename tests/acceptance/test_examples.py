@@ -1,0 +1,86 @@
+"""The examples, run as their pages say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deployment import Deployment
+from local_engine import eventually
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+Call = Callable[..., dict[str, Any]]
+
+
+@contextmanager
+def proposals(deploy: Callable[..., Deployment], review_seconds: str) -> Iterator[Call]:
+    """The example's app in a process of its own, beside a worker and beat; gives a way to call it."""
+    deployment = deploy(
+        PYTHONPATH=str(EXAMPLES), AEGIS_WORKFLOWS="proposal.workflow", PROPOSAL_REVIEW_SECONDS=review_seconds
+    )
+    deployment.beat()
+    deployment.worker()
+    app = subprocess.Popen(
+        [sys.executable, "-m", "proposal.app", "0"],
+        env={**os.environ, **deployment.environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert app.stdout is not None
+    base = app.stdout.readline().strip().removesuffix("/proposals/ID")
+
+    def call(path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(base + path, data=data, timeout=10) as answer:  # noqa: S310 - the app's own
+                found: dict[str, Any] = json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                found = json.load(error)
+        return found
+
+    try:
+        yield call
+    finally:
+        app.terminate()
+        app.wait(10)
+        app.stdout.close()
+
+
+def test_a_proposal_is_decided_by_an_event(deploy: Callable[..., Deployment]) -> None:
+    with proposals(deploy, "3600") as call:
+        for name in ("p-1", "p-2"):
+            assert call(f"/proposals/{name}", {"title": "Plant trees"}) == {"id": name}
+        assert call("/proposals/p-1", {"title": "Plant trees"}) == {"id": "p-1"}, "a repeated request is the same"
+        eventually("p-1 is in review", lambda: call("/proposals/p-1")["state"] == "review")
+        call("/proposals/p-1/decision", {"yes": True, "comment": "ok"})
+        call("/proposals/p-2/decision", {"yes": False})
+        eventually("p-1 is approved", lambda: call("/proposals/p-1")["state"] == "approved")
+        eventually("p-2 is rejected", lambda: call("/proposals/p-2")["state"] == "rejected")
+        assert call("/proposals/p-1")["comment"] == "ok"
+
+
+def test_a_proposal_that_nobody_decides_expires(deploy: Callable[..., Deployment]) -> None:
+    with proposals(deploy, "0.5") as call:
+        call("/proposals/p-1", {"title": "Plant trees"})
+        eventually("p-1 has expired", lambda: call("/proposals/p-1")["state"] == "expired")
+
+
+def test_a_bad_request_is_told_what_is_wrong(deploy: Callable[..., Deployment]) -> None:
+    with proposals(deploy, "3600") as call:
+        assert "/title: Field required" in call("/proposals/p-1", {})["error"]
+        assert "there is no workflow 'p-9'" in call("/proposals/p-9")["error"]
+        call("/proposals/p-1", {"title": "a"})
+        assert '/title: "a" then, "b" now' in call("/proposals/p-1", {"title": "b"})["error"]
+        assert "yes" in call("/proposals/p-1/decision", {"yes": "perhaps"})["error"]
