@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from ..core.chain import Finding
+from ..core.verify import Finding
 from ..persistence import history
 from ..persistence.models import STATUSES
 from ..persistence.records import WorkflowSummary, WorkflowTransition

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
@@ -195,7 +196,15 @@ def _refusal(error: ValidationError) -> ConfigurationError:
 
 def safe_url(url: str) -> str:
     """Return an address without its password, for people and logs."""
-    scheme, separator, rest = url.partition("://")
+    return ";".join(_without_password(part) for part in _IN_WORDS.sub(r"\1***", url).split(";"))
+
+
+# Where a driver takes it by its name: "?password=...", "host=... password=...".
+_IN_WORDS: Final = re.compile(r"(?i)((?:password|passwd|passfile|sslpassword)=)[^&\s;]*")
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     credentials, at, place = rest.rpartition("@")
     user, _, password = credentials.partition(":")
     return f"{scheme}{separator}{user}{':***' if password else ''}{at}{place}"

@@ -93,7 +93,7 @@ def _unpair(value: object, depth: int) -> Json:
         members: dict[str, Json] = {}
         for key, member in value:
             if key in members:
-                raise NotCanonical(_step(key), "the key stands twice in its object")
+                raise NotCanonical(pointer_step(key), "the key stands twice in its object")
             try:
                 members[key] = _unpair(member, depth + 1)
             except NotCanonical as error:
@@ -178,9 +178,9 @@ def _check_float(number: float) -> None:
 
 
 def _below(key: str, error: NotCanonical) -> NotCanonical:
-    return NotCanonical(_step(key) + error.pointer, error.problem)
+    return NotCanonical(pointer_step(key) + error.pointer, error.problem)
 
 
-def _step(key: str) -> str:
-    """Return ``key`` as one step of a JSON pointer (RFC 6901, section 3)."""
-    return "/" + key.replace("~", "~0").replace("/", "~1")
+def pointer_step(key: str) -> str:
+    """Return ``key`` as one step of a JSON pointer (RFC 6901, section 3), itself writable as UTF-8."""
+    return "/" + key.encode(errors="backslashreplace").decode().replace("~", "~0").replace("/", "~1")

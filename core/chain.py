@@ -1,4 +1,4 @@
-r"""The hash chain: what is hashed, how, and where a history differs from what was committed.
+r"""The hash chain: what is hashed, and how.
 
 ``H(kind, *parts) = SHA-256("aegis/" + kind + "/v1\n" + parts)``. Each transition's envelope
 holds the hash of the one before it, commits to its payload and its checkpoint (both salted, so
@@ -9,21 +9,18 @@ version.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Final
 
-from .canonical import Json, canonical, is_canonical, load
+from .canonical import Json, canonical
 
 VERSION: Final = 1
 ALGORITHM: Final = "sha256"
 SALT_BYTES: Final = 32
 # An envelope holds a few hundred bytes; this bound is only there so that no setting can break one.
 _ENVELOPE_BYTES: Final = 64 * 1024
-_HEX: Final = re.compile(r"[0-9a-f]{64}")
 
 # The engine's own events, and the status that each leaves behind (None: whatever comes next).
 ENGINE_EVENTS: Final[Mapping[str, str | None]] = {
@@ -38,7 +35,6 @@ ENGINE_EVENTS: Final[Mapping[str, str | None]] = {
     "imported": None,
     "erased": None,
 }
-_OPEN_STATUSES: Final = frozenset({"pending", "waiting", "completed"})
 
 
 def hash_of(kind: str, *parts: bytes) -> bytes:
@@ -187,243 +183,3 @@ def link(step: Step, prev: bytes, *, salts: tuple[bytes, bytes], max_bytes: int)
 def transition_hash(envelope: bytes) -> bytes:
     """Return the hash of an envelope's canonical bytes."""
     return hash_of("transition", envelope)
-
-
-# --- verifying ------------------------------------------------------------------------
-
-
-class Code(StrEnum):
-    """What can be wrong with a history, by the names of the format."""
-
-    HASH_MISMATCH = "HASH_MISMATCH"
-    PREV_MISMATCH = "PREV_MISMATCH"
-    SEQ_GAP = "SEQ_GAP"
-    SEQ_DUPLICATE = "SEQ_DUPLICATE"
-    HEAD_MISMATCH = "HEAD_MISMATCH"
-    ROW_STATE_MISMATCH = "ROW_STATE_MISMATCH"
-    PAYLOAD_MISMATCH = "PAYLOAD_MISMATCH"
-    CHECKPOINT_MISMATCH = "CHECKPOINT_MISMATCH"
-    NON_CANONICAL = "NON_CANONICAL"
-    WRONG_WORKFLOW = "WRONG_WORKFLOW"
-    UNKNOWN_VERSION = "UNKNOWN_VERSION"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that is not as it was committed."""
-
-    workflow_id: str
-    seq: int
-    code: Code
-    expected: str | None
-    actual: str | None
-
-    def __str__(self) -> str:
-        """Return one line that names the transition."""
-        return (
-            f"workflow {self.workflow_id!r}, transition {self.seq}: {self.code}: "
-            f"expected {self.expected}, found {self.actual}"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredTransition:
-    """A transition as the database holds it: the envelope, its hash, and the columns for searching."""
-
-    workflow_id: str
-    seq: int
-    event: str
-    from_state: str | None
-    to_state: str
-    actor: str
-    attempt: int
-    at: datetime
-    envelope: bytes
-    hash: bytes
-    payload: bytes | None = None
-    payload_salt: bytes | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredCheckpoint:
-    """A checkpoint as the database holds it; ``number`` 0 is the transition's own."""
-
-    workflow_id: str
-    seq: int
-    number: int
-    body: bytes
-    salt: bytes
-    commitment: bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredWorkflow:
-    """What a workflow's row says of its history."""
-
-    workflow_id: str
-    type: str
-    definition: str
-    state: str
-    status: str
-    seq: int
-    head: bytes
-
-
-def verify(
-    workflow: StoredWorkflow,
-    transitions: Sequence[StoredTransition],
-    checkpoints: Sequence[StoredCheckpoint],
-    *,
-    deployment: str,
-) -> list[Finding]:
-    """Return everything that is wrong with one history, in its order; nothing means intact.
-
-    ``transitions`` come ordered by seq. Verification goes on after the first break, from the
-    stored hash, so that each broken transition is named and no intact one.
-    """
-    audit = _Audit(workflow.workflow_id)
-    by_place = {(c.seq, c.number): c for c in checkpoints}
-    prev = genesis(deployment, workflow.workflow_id)
-    expected_seq = 0
-    progress: dict[int, frozenset[str]] = {}
-    last: Mapping[str, Json] = {}
-    for row in transitions:
-        if row.seq > expected_seq:
-            audit.found(expected_seq, Code.SEQ_GAP, f"seq {expected_seq}", f"seq {row.seq}")
-        elif row.seq < expected_seq:
-            audit.found(row.seq, Code.SEQ_DUPLICATE, f"seq {expected_seq}", f"seq {row.seq} again")
-        envelope = audit.envelope(row)
-        if envelope is not None:
-            if row.seq == expected_seq:  # across a gap the link cannot be judged: the gap itself is named
-                audit.link(row, envelope, prev)
-            audit.payload(row, envelope)
-            audit.checkpoint(row.seq, envelope, by_place.get((row.seq, 0)))
-            progress[row.seq - 1] = _progress_of(row)
-            last = envelope
-        prev = row.hash
-        expected_seq = row.seq + 1
-    for stored in checkpoints:
-        if stored.number:
-            audit.progress(stored, progress.get(stored.seq))
-    audit.row(workflow, last, prev, expected_seq - 1)
-    return audit.findings
-
-
-def _progress_of(row: StoredTransition) -> frozenset[str]:
-    """Return the commitments of the checkpoints between the transition before and this one."""
-    payload = load(row.payload) if row.payload is not None else None
-    listed = payload.get("progress") if isinstance(payload, dict) else None
-    return frozenset(item for item in listed if isinstance(item, str)) if isinstance(listed, list) else frozenset()
-
-
-class _Audit:
-    """The findings of one workflow, and the checks that add to them."""
-
-    def __init__(self, workflow_id: str) -> None:
-        self.workflow_id = workflow_id
-        self.findings: list[Finding] = []
-
-    def found(self, seq: int, code: Code, expected: object, actual: object) -> None:
-        self.findings.append(
-            Finding(
-                workflow_id=self.workflow_id,
-                seq=seq,
-                code=code,
-                expected=None if expected is None else str(expected),
-                actual=None if actual is None else str(actual),
-            )
-        )
-
-    def same(self, seq: int, code: Code, expected: object, actual: object) -> None:
-        if expected != actual:
-            self.found(seq, code, expected, actual)
-
-    def envelope(self, row: StoredTransition) -> Mapping[str, Json] | None:
-        """Return the envelope's members where it can be read at all."""
-        self.same(row.seq, Code.HASH_MISMATCH, transition_hash(row.envelope).hex(), row.hash.hex())
-        if not is_canonical(row.envelope):
-            self.found(row.seq, Code.NON_CANONICAL, "canonical bytes", f"{len(row.envelope)} other bytes")
-            return None
-        members = load(row.envelope)
-        if not isinstance(members, dict) or (members.get("v"), members.get("alg")) != (VERSION, ALGORITHM):
-            version = members.get("v") if isinstance(members, dict) else members
-            self.found(row.seq, Code.UNKNOWN_VERSION, f"{VERSION} with {ALGORITHM}", version)
-            return None
-        self.same(row.seq, Code.WRONG_WORKFLOW, self.workflow_id, members.get("wf"))
-        for name, column in _columns(row).items():
-            if members.get(name) != column:
-                self.found(row.seq, Code.HASH_MISMATCH, f"{name} {members.get(name)!r}", f"{name} {column!r}")
-        return members
-
-    def link(self, row: StoredTransition, envelope: Mapping[str, Json], prev: bytes) -> None:
-        """Check the link to the transition before, and name the one of the two that was changed.
-
-        A row that still has its own hash speaks for what it was linked to: then it is the row
-        before that was edited and rehashed.
-        """
-        linked = envelope.get("prev")
-        intact = transition_hash(row.envelope) == row.hash
-        if intact and row.seq > 0:
-            self.same(row.seq - 1, Code.PREV_MISMATCH, linked, prev.hex())
-        else:
-            self.same(row.seq, Code.PREV_MISMATCH, prev.hex(), linked)
-
-    def payload(self, row: StoredTransition, envelope: Mapping[str, Json]) -> None:
-        committed = envelope.get("payload")
-        if row.payload is None or row.payload_salt is None:
-            self.same(row.seq, Code.PAYLOAD_MISMATCH, committed, None)
-            return
-        self.same(row.seq, Code.PAYLOAD_MISMATCH, committed, payload_commitment(row.payload_salt, row.payload).hex())
-
-    def checkpoint(self, seq: int, envelope: Mapping[str, Json], stored: StoredCheckpoint | None) -> None:
-        committed = envelope.get("checkpoint")
-        if not (isinstance(committed, str) and _HEX.fullmatch(committed)):
-            self.found(seq, Code.CHECKPOINT_MISMATCH, "64 hexadecimal digits", committed)
-        if stored is None:
-            self.found(seq, Code.CHECKPOINT_MISMATCH, committed, None)
-            return
-        self.same(seq, Code.CHECKPOINT_MISMATCH, committed, stored.commitment.hex())
-        self.body(stored)
-
-    def progress(self, stored: StoredCheckpoint, listed: frozenset[str] | None) -> None:
-        """Check a checkpoint taken inside a handler; the next transition lists it (None: not there yet)."""
-        if listed is not None and stored.commitment.hex() not in listed:
-            self.found(stored.seq, Code.CHECKPOINT_MISMATCH, "listed by the next transition", "not listed")
-        self.body(stored)
-
-    def body(self, stored: StoredCheckpoint) -> None:
-        computed = checkpoint_commitment(stored.salt, stored.body).hex()
-        self.same(stored.seq, Code.CHECKPOINT_MISMATCH, computed, stored.commitment.hex())
-        members = load(stored.body) if is_canonical(stored.body) else None
-        if not isinstance(members, dict):
-            self.found(stored.seq, Code.NON_CANONICAL, "canonical bytes", f"{len(stored.body)} other bytes")
-            return
-        self.same(stored.seq, Code.WRONG_WORKFLOW, self.workflow_id, members.get("workflow_id"))
-        self.same(stored.seq, Code.CHECKPOINT_MISMATCH, stored.seq, members.get("seq"))
-
-    def row(self, row: StoredWorkflow, last: Mapping[str, Json], head: bytes, seq: int) -> None:
-        """Check that the workflow's row is the fold of its transitions."""
-        self.same(max(seq, 0), Code.HEAD_MISMATCH, f"seq {seq}", f"seq {row.seq}")
-        self.same(max(seq, 0), Code.HEAD_MISMATCH, head.hex(), row.head.hex())
-        if not last:
-            return
-        self.same(seq, Code.ROW_STATE_MISMATCH, last.get("to"), row.state)
-        self.same(seq, Code.ROW_STATE_MISMATCH, last.get("type"), row.type)
-        self.same(seq, Code.ROW_STATE_MISMATCH, last.get("def"), row.definition)
-        status = ENGINE_EVENTS.get(str(last.get("event")))
-        allowed = _OPEN_STATUSES if status is None else {status}
-        if row.status not in allowed:
-            self.found(seq, Code.ROW_STATE_MISMATCH, f"status {' or '.join(sorted(allowed))}", row.status)
-
-
-def _columns(row: StoredTransition) -> dict[str, Json]:
-    """Return the columns for searching under the names that they have in the envelope."""
-    return {
-        "seq": row.seq,
-        "event": row.event,
-        "from": row.from_state,
-        "to": row.to_state,
-        "actor": row.actor,
-        "attempt": row.attempt,
-        "at": timestamp(row.at),
-    }

@@ -6,7 +6,21 @@ from collections.abc import Iterable, Sequence
 
 
 class AegisError(Exception):
-    """The root of the tree; ``str()`` of any of them is one line for a person."""
+    """The root of the tree; ``str()`` of any of them is one printable line for a person."""
+
+    def _message(self) -> str:
+        return super().__str__()
+
+    def __str__(self) -> str:
+        """Return the message; what came from outside may hold line breaks, and is shown escaped."""
+        return printable(self._message())
+
+
+def printable(text: str) -> str:
+    """Return the text with whatever would break a line, or is no character, written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 # --- what the author of a workflow sees ---------------------------------------------
@@ -19,7 +33,7 @@ class DefinitionError(AegisError):
         super().__init__(workflow, method, problem, remedy)
         self.workflow, self.method, self.problem, self.remedy = workflow, method, problem, remedy
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         place = f"{self.workflow}.{self.method}" if self.method else self.workflow
         return f"{place}: {self.problem}; {self.remedy}"
 
@@ -31,7 +45,7 @@ class InvalidHandlerResult(AegisError):
         super().__init__(transition, problem)
         self.transition, self.problem = transition, problem
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return f"{self.transition}: {self.problem}"
 
 
@@ -42,7 +56,7 @@ class HandlerTimeout(AegisError):
         super().__init__(transition, timeout)
         self.transition, self.timeout = transition, timeout
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return f"{self.transition} did not finish within its timeout of {self.timeout:g} s"
 
 
@@ -56,7 +70,7 @@ class NotCanonical(AegisError):
         super().__init__(pointer, problem)
         self.pointer, self.problem = pointer, problem
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return f"{self.problem}, at {self.pointer or 'the top of the document'}"
 
 
@@ -67,7 +81,7 @@ class InvalidData(AegisError):
         super().__init__(what, tuple(problems))
         self.what, self.problems = what, tuple(problems)
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         found = "; ".join(f"{pointer or '/'}: {problem}" for pointer, problem in self.problems)
         return f"{self.what} is not valid: {found}"
 
@@ -79,7 +93,7 @@ class InvalidName(AegisError):
         super().__init__(what, value, rule)
         self.what, self.value, self.rule = what, value, rule
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         shown = self.value if len(self.value) <= 60 else self.value[:57] + "..."  # noqa: PLR2004 - a line's worth
         return f"{shown!r} is not a {self.what}: {self.rule}"
 
@@ -91,7 +105,7 @@ class UnknownWorkflowType(AegisError):
         super().__init__(type_name, tuple(known))
         self.type_name, self.known = type_name, tuple(known)
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         known = ", ".join(sorted(self.known)) or "none"
         return (
             f"no workflow type {self.type_name!r} is loaded here (known: {known}); name its module in AEGIS_WORKFLOWS"
@@ -105,7 +119,7 @@ class UnknownEvent(AegisError):
         super().__init__(type_name, event, tuple(accepted))
         self.type_name, self.event, self.accepted = type_name, event, tuple(accepted)
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         accepted = ", ".join(sorted(self.accepted)) or "none at all"
         return f"{self.type_name} accepts no event {self.event!r}; it accepts: {accepted}"
 
@@ -120,7 +134,7 @@ class WorkflowNotFound(AegisError):
         super().__init__(workflow_id, seq)
         self.workflow_id, self.seq = workflow_id, seq
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         if self.seq is None:
             return f"there is no workflow {self.workflow_id!r}; `aegis list` shows those there are"
         return f"workflow {self.workflow_id!r} has no checkpoint at seq {self.seq}"
@@ -133,7 +147,7 @@ class StartConflict(AegisError):
         super().__init__(workflow_id, tuple(differences))
         self.workflow_id, self.differences = workflow_id, tuple(differences)
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return (
             f"workflow {self.workflow_id!r} was already started with other input "
             f"({'; '.join(self.differences)}); use another id, or the same input"
@@ -147,7 +161,7 @@ class EventConflict(AegisError):
         super().__init__(workflow_id, key, event)
         self.workflow_id, self.key, self.event = workflow_id, key, event
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return (
             f"workflow {self.workflow_id!r} already received an event under the key {self.key!r}, "
             f"with another name or payload than this {self.event!r}; use a new key"
@@ -162,7 +176,7 @@ class WrongStatus(AegisError):
         self.workflow_id, self.status = workflow_id, status
         self.operation, self.allowed = operation, tuple(allowed)
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return (
             f"workflow {self.workflow_id!r} is {self.status}; {self.operation} needs one that is "
             f"{' or '.join(self.allowed)}"
@@ -176,7 +190,7 @@ class WorkflowNotCompleted(AegisError):
         super().__init__(workflow_id, status, reason)
         self.workflow_id, self.status, self.reason = workflow_id, status, reason
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         because = f": {self.reason}" if self.reason else ""
         return f"workflow {self.workflow_id!r} is {self.status}{because}"
 
@@ -188,7 +202,7 @@ class WaitTimeout(AegisError):
         super().__init__(workflow_id, timeout, status, state)
         self.workflow_id, self.timeout, self.status, self.state = workflow_id, timeout, status, state
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return (
             f"workflow {self.workflow_id!r} has not ended after {self.timeout:g} s: "
             f"it is {self.status} in state {self.state!r}"
@@ -202,7 +216,7 @@ class ClaimLost(AegisError):
         super().__init__(workflow_id, seq)
         self.workflow_id, self.seq = workflow_id, seq
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return f"workflow {self.workflow_id!r} is no longer ours at seq {self.seq}"
 
 
@@ -213,7 +227,7 @@ class HistoryBroken(AegisError):
         super().__init__(workflow_id, seq, problem)
         self.workflow_id, self.seq, self.problem = workflow_id, seq, problem
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return f"workflow {self.workflow_id!r}, transition {self.seq}: {self.problem}"
 
 
@@ -227,7 +241,7 @@ class ConfigurationError(AegisError):
         super().__init__(source, problem, remedy)
         self.source, self.problem, self.remedy = source, problem, remedy
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return f"{self.source}: {self.problem}; {self.remedy}"
 
 
@@ -238,7 +252,7 @@ class DatabaseUnavailable(AegisError):
         super().__init__(url, reason)
         self.url, self.reason = url, reason
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return (
             f"no answer from the database at {self.url} ({self.reason}); "
             "start it with `aegis up`, or set AEGIS_DATABASE_URL to one that runs"
@@ -252,7 +266,7 @@ class SchemaMismatch(AegisError):
         super().__init__(found, wanted)
         self.found, self.wanted = found, wanted
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         if self.found is None:
             return f"the database has no AEGIS schema (needs {self.wanted}); run `aegis db upgrade`"
         return (
@@ -268,7 +282,7 @@ class BrokerUnavailable(AegisError):
         super().__init__(url, reason)
         self.url, self.reason = url, reason
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return (
             f"no answer from the broker at {self.url} ({self.reason}); "
             "start it with `aegis up`, or set AEGIS_BROKER_URL to one that runs"
@@ -282,5 +296,5 @@ class ServerUnavailable(AegisError):
         super().__init__(server, problem, remedy)
         self.server, self.problem, self.remedy = server, problem, remedy
 
-    def __str__(self) -> str:
+    def _message(self) -> str:
         return f"{self.server}: {self.problem}; {self.remedy}"

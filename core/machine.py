@@ -16,6 +16,9 @@ from .errors import DefinitionError
 from .retry import Retry
 
 MAX_NAME: Final = 128
+# A century: far enough, and far below where a date would overflow.
+LONGEST_TIMER: Final = timedelta(days=36_525)
+LONGEST_TIMEOUT: Final = 366 * 86_400
 
 T = TypeVar("T")
 
@@ -228,9 +231,19 @@ _EDGE_RULES: Final[tuple[_Rule, ...]] = (
         "give a positive timedelta, or leave it out",
     ),
     (
+        lambda edge: edge.after is not None and edge.after > LONGEST_TIMER,
+        "after={edge.after} is longer than a timer may be",
+        f"give at most {LONGEST_TIMER.days} days",
+    ),
+    (
         lambda edge: edge.timeout is not None and edge.timeout <= 0,
         "timeout={edge.timeout} would end it before it began",
         "give seconds above 0, or leave it out",
+    ),
+    (
+        lambda edge: edge.timeout is not None and not edge.timeout <= LONGEST_TIMEOUT,
+        "timeout={edge.timeout} is no time that one attempt could take",
+        f"give at most {LONGEST_TIMEOUT} seconds, or leave it out",
     ),
     (
         lambda edge: edge.queue is not None and not is_queue_name(edge.queue),

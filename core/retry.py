@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
+
+_LONGEST: Final = 366 * 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,13 @@ class Retry:
             ValueError: names the field and what it should hold.
 
         """
+        numbers = (self.delay, self.factor, self.max_delay, self.jitter)
+        if not all(map(math.isfinite, numbers)):
+            msg = "Retry(delay={:g}, factor={:g}, max_delay={:g}, jitter={:g}) are not all numbers".format(*numbers)
+            raise ValueError(msg)
+        if self.max_delay > _LONGEST:
+            msg = f"Retry(max_delay={self.max_delay:g}): wait {_LONGEST:g} seconds, which is a year, at most"
+            raise ValueError(msg)
         if self.max_attempts < 1:
             msg = f"Retry(max_attempts={self.max_attempts}) never tries: it must be 1 or more"
             raise ValueError(msg)

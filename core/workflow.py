@@ -6,26 +6,22 @@ handlers are ordinary code, and each runs on the data of the checkpoint before i
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Protocol, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError
 
-from .canonical import Json
+from .canonical import Json, pointer_step
+from .declare import MARK, PayloadModel, check_signature, define, handlers_of, payload_of
 from .errors import DefinitionError, InvalidData, InvalidHandlerResult, UnknownEvent, UnknownWorkflowType
 from .machine import Definition, Edge, check
 from .retry import Retry
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_MARK: Final = "__aegis_transition__"
-_MAX_TYPE_NAME: Final = 128
-_RESERVED: Final = frozenset({"definition", "to_dict", "from_dict"})
 
 
 class Context(Protocol):
@@ -108,7 +104,7 @@ def transition(
     }
 
     def mark(handler: F) -> F:
-        setattr(handler, _MARK, declared)
+        setattr(handler, MARK, declared)
         return handler
 
     return mark
@@ -121,11 +117,12 @@ class Workflow(BaseModel):
     type's name in the database; the class's own by default).
     """
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    # NaN is kept, for the canonical form to refuse: pydantic would write null in its place.
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, ser_json_inf_nan="constants")
 
     definition: ClassVar[Definition]
     _handlers: ClassVar[Mapping[str, Callable[..., Any]]]
-    _payloads: ClassVar[Mapping[str, TypeAdapter[Any]]]
+    _payloads: ClassVar[Mapping[str, PayloadModel]]
 
     def __init_subclass__(cls, *, version: int = 1, name: str | None = None, **options: Any) -> None:
         """Hand pydantic its own class arguments only."""
@@ -140,26 +137,36 @@ class Workflow(BaseModel):
 
         """
         super().__pydantic_init_subclass__(**options)
-        handlers = dict(_declared(cls))
+        type_name = cls.__name__ if name is None else name
+        handlers = handlers_of(cls, type_name)
         if "state" not in cls.model_fields and not handlers:
             return  # a base class for others
-        type_name = cls.__name__ if name is None else name
-        for field in _RESERVED.intersection(cls.model_fields):
-            raise DefinitionError(type_name, field, "a workflow has this attribute already", "call the field otherwise")
+        for attribute in [*cls.model_fields, *handlers]:
+            if attribute in Workflow.__class_vars__ or hasattr(Workflow, attribute):
+                raise DefinitionError(
+                    type_name, attribute, "a workflow has this attribute already", "call it otherwise"
+                )
         cls._handlers = MappingProxyType(handlers)
-        cls.definition = _define(cls, type_name, version, _states_of(cls, type_name))
+        cls.definition = define(cls, type_name, version, handlers)
         check(cls.definition)
-        cls._payloads = MappingProxyType(
-            {edge.on: _payload_of(cls, edge) for edge in cls.definition.edges if edge.on is not None}
-        )
+        payloads = {}
         for edge in cls.definition.edges:
             if edge.on is None:
-                _check_signature(cls, edge)
+                check_signature(cls, edge, handlers[edge.name])
+            else:
+                payloads[edge.on] = payload_of(cls, edge, handlers[edge.name])
+        cls._payloads = MappingProxyType(payloads)
         registry.add(cls)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the workflow's data as plain JSON values; ``from_dict`` reads it back."""
-        return self.model_dump(mode="json")
+        """Return the workflow's data as plain JSON values; ``from_dict`` reads it back.
+
+        Raises:
+            InvalidData: a value that cannot be written as JSON.
+
+        """
+        data: dict[str, Any] = _dumped(self, f"the data of {self.definition.type}")
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -170,7 +177,7 @@ class Workflow(BaseModel):
 
         """
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(data, by_alias=True, by_name=True)
         except ValidationError as error:
             raise InvalidData(f"the data of {cls.definition.type}", problems_of(error)) from None
 
@@ -229,22 +236,31 @@ def read_payload(workflow: type[Workflow], event: str, payload: object) -> tuple
         InvalidData: the payload does not fit the handler's annotation.
 
     """
-    adapter = workflow._payloads.get(event)  # noqa: SLF001 - this module's own class
-    if adapter is None:
+    model = workflow._payloads.get(event)  # noqa: SLF001 - this module's own class
+    if model is None:
         raise UnknownEvent(workflow.definition.type, event, workflow.definition.events())
+    what = f"the payload of {event!r}"
     try:
-        value = adapter.validate_python(payload)
-        return value, adapter.dump_python(value, mode="json")
+        read = model.model_validate(payload, by_alias=True, by_name=True)
     except ValidationError as error:
-        raise InvalidData(f"the payload of {event!r}", problems_of(error)) from None
+        raise InvalidData(what, problems_of(error)) from None
+    return read.root, _dumped(read, what)
 
 
 def problems_of(error: ValidationError) -> list[tuple[str, str]]:
     """Return pydantic's findings as pairs of JSON pointer and problem."""
     return [
-        ("".join(f"/{step}" for step in detail["loc"]), detail["msg"])
+        ("".join(pointer_step(str(step)) for step in detail["loc"]), detail["msg"])
         for detail in error.errors(include_url=False, include_context=False, include_input=False)
     ]
+
+
+def _dumped(model: BaseModel, what: str) -> Any:
+    try:
+        # What has another type than was declared is not for a warning: reading it back decides.
+        return model.model_dump(mode="json", warnings=False)
+    except (PydanticSerializationError, UnicodeError, RecursionError) as error:
+        raise InvalidData(what, [("", str(error))]) from None
 
 
 class Registry:
@@ -302,148 +318,3 @@ registry: Final = Registry()
 
 def _place(workflow: type) -> str:
     return f"{workflow.__module__}.{workflow.__qualname__}"
-
-
-# --- reading a class ------------------------------------------------------------------
-
-
-def _declared(cls: type[Workflow]) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Yield the handlers in the order of their declaration, those of base classes first."""
-    seen: dict[str, Callable[..., Any]] = {}
-    for base in reversed(cls.__mro__):
-        for name, member in vars(base).items():
-            if callable(member) and hasattr(member, _MARK):
-                seen[name] = member
-            elif name in seen:
-                del seen[name]  # overridden by something that is no transition
-    yield from seen.items()
-
-
-def _states_of(cls: type[Workflow], type_name: str) -> type[Enum]:
-    def wrong(problem: str) -> DefinitionError:
-        return DefinitionError(
-            type_name, None, problem, "declare `state: Stage = Stage.FIRST`, where Stage is a StrEnum of the states"
-        )
-
-    declared = cls.model_fields.get("state")
-    if declared is None:
-        raise wrong("it has transitions but no field `state`")
-    states = declared.annotation
-    if not (isinstance(states, type) and issubclass(states, Enum)):
-        raise wrong("the type of `state` is not an enumeration")
-    if not all(isinstance(state.value, str) and state.value for state in states):
-        raise wrong("the values of its states are not all strings")
-    if not isinstance(declared.default, states):
-        raise wrong("`state` has no default, which would be the initial state")
-    return states
-
-
-def _define(cls: type[Workflow], type_name: str, version: object, states: type[Enum]) -> Definition:
-    if not type_name or len(type_name) > _MAX_TYPE_NAME or not type_name.replace(".", "_").isidentifier():
-        raise DefinitionError(type_name, None, "this is not a name for a type", "use letters, digits, '_' and '.'")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise DefinitionError(type_name, None, f"version={version!r}", "give a whole number from 1")
-    return Definition(
-        type=type_name,
-        version=version,
-        states=tuple(state.value for state in states),
-        initial=cls.model_fields["state"].default.value,
-        edges=tuple(_edge(type_name, states, name, handler) for name, handler in cls._handlers.items()),
-    )
-
-
-def _edge(type_name: str, states: type[Enum], name: str, handler: Callable[..., Any]) -> Edge:
-    declared: dict[str, Any] = dict(getattr(handler, _MARK))
-
-    def wrong(problem: str, remedy: str) -> DefinitionError:
-        return DefinitionError(type_name, name, problem, remedy)
-
-    def names(what: str, given: object) -> tuple[str, ...]:
-        named = given if isinstance(given, tuple) else (given,)
-        for state in named:
-            if not isinstance(state, states):
-                raise wrong(f"its {what} {state!r} is no {states.__name__}", "name a state of this workflow")
-        return tuple(state.value for state in named)
-
-    if (
-        inspect.iscoroutinefunction(handler)
-        or inspect.isasyncgenfunction(handler)
-        or inspect.isgeneratorfunction(handler)
-    ):
-        raise wrong("its handler is async, or a generator", "write it as a plain `def`: a worker would never await it")
-    for option, kinds, example in _OPTIONS:
-        if not isinstance(declared[option], kinds) or (kinds is not bool and isinstance(declared[option], bool)):
-            raise wrong(f"{option}={declared[option]!r} has the wrong type", f"write it like {option}={example}")
-    return Edge(
-        name=name,
-        **declared | {"sources": names("source", declared["sources"]), "targets": names("target", declared["targets"])},
-    )
-
-
-_OPTIONS: Final[tuple[tuple[str, Any, str], ...]] = (
-    ("on", (str, type(None)), '"decide"'),
-    ("after", (timedelta, type(None)), "timedelta(days=7)"),
-    ("retry", Retry, "Retry(max_attempts=5)"),
-    ("timeout", (int, float, type(None)), "30"),
-    ("queue", (str, type(None)), '"slow"'),
-    ("transactional", bool, "True"),
-)
-_OWN_PARAMETERS: Final = 2  # self and ctx
-
-
-def _parameters(cls: type[Workflow], edge: Edge) -> list[inspect.Parameter]:
-    """Return what the handler takes beside self and ctx."""
-    handler = cls._handlers[edge.name]
-    parameters = list(inspect.signature(handler).parameters.values())
-    if len(parameters) < _OWN_PARAMETERS:
-        raise DefinitionError(
-            cls.definition.type, edge.name, "its handler takes no context", f"write def {edge.name}(self, ctx: Context)"
-        )
-    return parameters[_OWN_PARAMETERS:]
-
-
-def _check_signature(cls: type[Workflow], edge: Edge) -> None:
-    required = [
-        p for p in _parameters(cls, edge) if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}
-    ]
-    if required:
-        raise DefinitionError(
-            cls.definition.type,
-            edge.name,
-            f"its handler takes {required[0].name!r}, but there is no event to give it",
-            "add on=..., or remove the parameter",
-        )
-
-
-def _payload_of(cls: type[Workflow], edge: Edge) -> TypeAdapter[Any]:
-    def wrong(problem: str) -> DefinitionError:
-        return DefinitionError(
-            cls.definition.type,
-            edge.name,
-            problem,
-            f"write def {edge.name}(self, ctx: Context, payload: Payload), with None for an event without payload",
-        )
-
-    parameters = _parameters(cls, edge)
-    if len(parameters) != 1:
-        raise wrong(f"the handler of an event takes its payload and nothing more, this one takes {len(parameters)}")
-    annotation = parameters[0].annotation
-    if annotation is inspect.Parameter.empty:
-        raise wrong("the payload has no type")
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter[Any](_resolve(cls, edge, annotation))
-    except (NameError, AttributeError, SyntaxError, TypeError, PydanticSchemaGenerationError) as error:
-        raise wrong(f"the payload's type cannot be used ({str(error).splitlines()[0]})") from None
-    return adapter
-
-
-def _resolve(cls: type[Workflow], edge: Edge, annotation: object) -> Any:
-    """Return what an annotation names, also where ``from __future__ import annotations`` made it text."""
-    if not isinstance(annotation, str):
-        return annotation
-    handler = cls._handlers[edge.name]
-    names = dict(vars(sys.modules[cls.__module__])) | dict(handler.__globals__) | dict(vars(cls))
-    for frame in inspect.stack(context=0)[1:]:  # a class made inside a function sees that function's names
-        if frame.frame.f_globals is handler.__globals__:
-            names |= frame.frame.f_locals
-    return eval(annotation, names)  # noqa: S307 - the user's own annotation, as typing.get_type_hints does

@@ -9,15 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select
 
 from ..core.canonical import Json, load
-from ..core.chain import (
-    Finding,
-    StoredCheckpoint,
-    StoredTransition,
-    StoredWorkflow,
-    checkpoint_commitment,
-    verify,
-)
+from ..core.chain import checkpoint_commitment
 from ..core.errors import HistoryBroken, WorkflowNotFound
+from ..core.verify import Finding, StoredCheckpoint, StoredTransition, StoredWorkflow, verify
 from .models import CheckpointRow, PayloadRow, TransitionRow, WorkflowRow
 from .records import WorkflowSummary, WorkflowTransition
 from .schema import deployment_name

@@ -21,7 +21,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..core.chain import ENGINE_EVENTS, Code, Finding
+from ..core.chain import ENGINE_EVENTS
+from ..core.verify import Code, Finding
 from ..persistence import history
 from ..persistence.database import Connection, Database
 from ..persistence.records import WorkflowSummary, WorkflowTransition
