@@ -21,6 +21,7 @@ ALGORITHM: Final = "sha256"
 SALT_BYTES: Final = 32
 # An envelope holds a few hundred bytes; this bound is only there so that no setting can break one.
 _ENVELOPE_BYTES: Final = 64 * 1024
+_ANY_SIZE: Final = 2**30
 
 # The engine's own events, and the status that each leaves behind (None: whatever comes next).
 ENGINE_EVENTS: Final[Mapping[str, str | None]] = {
@@ -146,13 +147,15 @@ class Step:
 def link(step: Step, prev: bytes, *, salts: tuple[bytes, bytes], max_bytes: int) -> Link:
     """Tie a transition to the one before it, whose hash is ``prev``; the salts are 32 random bytes each.
 
+    ``max_bytes`` is for the state: the payload was bounded where it came in, and is not refused now.
+
     Raises:
-        NotCanonical: the state or the payload is outside the domain, or larger than ``max_bytes``.
+        NotCanonical: the state or the payload is outside the domain, or the state is too large.
 
     """
     checkpoint_salt, payload_salt = salts
     checkpoint = checkpoint_body(step.workflow_id, step.seq, step.state, max_bytes=max_bytes)
-    payload = None if step.payload is None else canonical(step.payload, max_bytes=max_bytes)
+    payload = None if step.payload is None else canonical(step.payload, max_bytes=_ANY_SIZE)
     envelope = Envelope(
         workflow_id=step.workflow_id,
         seq=step.seq,

@@ -6,14 +6,14 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import psycopg2
 from psycopg2 import errorcodes
 from sqlalchemy import Connection as Connection  # noqa: PLC0414 - likewise
-from sqlalchemy import PoolProxiedConnection, create_engine, event
+from sqlalchemy import create_engine, event, func, select
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -114,7 +114,7 @@ class Database:
         direct: _Direct | None = getattr(self._direct, "held", None)
         try:
             if direct is None:
-                direct = self._direct.held = _Direct(self.engine.raw_connection())
+                direct = self._direct.held = _Direct(self._own_connection())
             return direct.run(hot, parameters)
         except (psycopg2.Error, DBAPIError, PoolTimeout) as error:
             if not is_unavailable(error):
@@ -123,6 +123,12 @@ class Database:
             if direct is not None:
                 direct.discard()
             raise DatabaseUnavailable(self.url, reason_of(error)) from error
+
+    def _own_connection(self) -> Any:
+        """Return a psycopg2 connection that never goes back to the pool, where autocommit would stay on."""
+        proxy = self.engine.raw_connection()
+        proxy.detach()
+        return proxy.dbapi_connection
 
     def ping(self) -> None:
         """Ask for a sign of life.
@@ -160,10 +166,10 @@ class Database:
 class _Direct:
     """One psycopg2 connection in autocommit, with the hot statements prepared on it as they come."""
 
-    def __init__(self, connection: PoolProxiedConnection) -> None:
-        self._proxy = connection
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
         # psycopg2 opens no transaction there: a statement is its own, in one round trip.
-        connection.dbapi_connection.autocommit = True  # type: ignore[union-attr]  # psycopg2's own attribute
+        connection.autocommit = True
         self._cursor = connection.cursor()
         self._prepared: set[str] = set()
         self._may_prepare = True
@@ -193,13 +199,20 @@ class _Direct:
         self._prepared.add(hot.name)
 
     def discard(self) -> None:
-        self._proxy.invalidate()
+        with suppress(psycopg2.Error):
+            self._connection.close()
 
 
 def in_transaction(session: Session) -> Callable[[Hot, Mapping[str, Any]], Sequence[Any] | None]:
     """Return what runs hot statements inside a session's transaction."""
     connection = session.connection()
     return lambda hot, parameters: connection.exec_driver_sql(hot.text, dict(parameters)).one_or_none()
+
+
+def now(connection: Connection) -> datetime:
+    """Return the database's time, the only one that counts."""
+    moment: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    return moment
 
 
 def is_unavailable(error: BaseException) -> bool:

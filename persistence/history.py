@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 
-from ..core.canonical import Json, load
+from ..core.canonical import Json, canonical, load
 from ..core.chain import checkpoint_commitment
-from ..core.errors import HistoryBroken, WorkflowNotFound
+from ..core.errors import HistoryBroken, InvalidData, WorkflowNotFound
+from ..core.names import check_name
 from ..core.verify import Finding, StoredCheckpoint, StoredTransition, StoredWorkflow, verify
 from .models import CheckpointRow, PayloadRow, TransitionRow, WorkflowRow
 from .records import WorkflowSummary, WorkflowTransition
@@ -29,6 +30,7 @@ def summary(connection: Connection, workflow_id: str) -> WorkflowSummary:
         WorkflowNotFound: there is no such workflow.
 
     """
+    check_name("workflow id", workflow_id)
     row = connection.execute(_summaries().where(WorkflowRow.id == workflow_id)).one_or_none()
     if row is None:
         raise WorkflowNotFound(workflow_id)
@@ -44,7 +46,15 @@ def summaries(
     before: tuple[datetime, str] | None = None,
     limit: int = 100,
 ) -> list[WorkflowSummary]:
-    """Return workflows, the newest first; ``before`` is ``(created_at, id)`` of the last one seen."""
+    """Return workflows, the newest first; ``before`` is ``(created_at, id)`` of the last one seen.
+
+    Raises:
+        InvalidData, NotCanonical: a filter that nothing can match.
+
+    """
+    canonical([type_name, status, state])  # PostgreSQL takes no U+0000 and no lone surrogates
+    if limit < 1:
+        raise InvalidData("the filter", [("/limit", f"{limit} is not 1 or more")])
     query = _summaries().order_by(WorkflowRow.created_at.desc(), WorkflowRow.id.desc()).limit(limit)
     if type_name is not None:
         query = query.where(WorkflowRow.type == type_name)
@@ -72,8 +82,10 @@ def transitions(connection: Connection, workflow_id: str) -> list[WorkflowTransi
 
     Raises:
         WorkflowNotFound: there is no such workflow.
+        HistoryBroken: a record cannot even be read.
 
     """
+    check_name("workflow id", workflow_id)
     rows = connection.execute(_stored_transitions(workflow_id)).all()
     if not rows:
         raise WorkflowNotFound(workflow_id)
@@ -113,6 +125,7 @@ def findings(connection: Connection, workflow_id: str) -> list[Finding]:
         WorkflowNotFound: there is no such workflow.
 
     """
+    check_name("workflow id", workflow_id)
     deployment = deployment_name(connection)
     row = connection.execute(select(WorkflowRow.__table__).where(WorkflowRow.id == workflow_id)).one_or_none()
     if row is None:
@@ -198,8 +211,13 @@ def _stored_transitions(workflow_id: str) -> Select[Any]:
 
 
 def _read_transition(row: Any) -> WorkflowTransition:
-    envelope: Any = load(bytes(row.envelope))
-    payload: Json = None if row.body is None else load(bytes(row.body))
+    try:
+        envelope: Any = load(bytes(row.envelope))
+        prev: str = envelope["prev"]
+        payload: Json = None if row.body is None else load(bytes(row.body))
+    except (ValueError, LookupError, TypeError, RecursionError):
+        problem = "its record cannot be read; `aegis verify` tells more"
+        raise HistoryBroken(row.workflow_id, row.seq, problem) from None
     return WorkflowTransition(
         workflow_id=row.workflow_id,
         seq=row.seq,
@@ -210,6 +228,6 @@ def _read_transition(row: Any) -> WorkflowTransition:
         attempt=row.attempt,
         at=row.at,
         hash=bytes(row.hash).hex(),
-        prev=envelope["prev"],
+        prev=prev,
         payload=payload,
     )

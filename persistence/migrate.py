@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from typing import Final
 
 from alembic import command
 from alembic.config import Config
@@ -14,6 +16,8 @@ from . import schema
 from .database import Database
 from .models import DeploymentRow, SweepRow
 
+_one_at_a_time: Final = threading.Lock()
+
 
 def upgrade(database: Database, *, deployment: str = "") -> str:
     """Bring the schema to its newest version, and return that.
@@ -24,7 +28,8 @@ def upgrade(database: Database, *, deployment: str = "") -> str:
         SchemaMismatch: the schema is newer than this AEGIS.
 
     """
-    with database.transaction() as session:
+    # Alembic keeps what it works on in globals; between processes, the lock is in migrations/env.py.
+    with _one_at_a_time, database.transaction() as session:
         connection = session.connection()
         found = schema.current(connection)
         if found is not None and found > schema.wanted():
@@ -33,11 +38,12 @@ def upgrade(database: Database, *, deployment: str = "") -> str:
         config.set_main_option("script_location", "aegis.persistence:migrations")
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
-        _first_rows(connection, deployment or f"aegis/{uuid.uuid4()}")
+        first_rows(connection, deployment or f"aegis/{uuid.uuid4()}")
     return schema.wanted()
 
 
-def _first_rows(connection: Connection, deployment: str) -> None:
+def first_rows(connection: Connection, deployment: str) -> None:
+    """Write the two rows that a deployment begins with, where they are not there yet."""
     now = text("clock_timestamp()")
     connection.execute(insert(DeploymentRow).values(id=1, name=deployment, created_at=now).on_conflict_do_nothing())
     connection.execute(insert(SweepRow).values(id=1, ran_at=now, since=now).on_conflict_do_nothing())

@@ -35,10 +35,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from ..core.names import MAX_ID
+
 STATUSES: Final = ("pending", "waiting", "paused", "completed", "failed", "cancelled", "quarantined")
 ENDED: Final = ("completed", "cancelled")
 CHECKPOINT_KINDS: Final = ("transition", "manual", "periodic")
-MAX_ID: Final = 128
 
 
 class Base(DeclarativeBase):
@@ -103,6 +104,8 @@ class WorkflowRow(Base):
     owner_pid: Mapped[int | None]
     owner_thread: Mapped[int | None] = mapped_column(BigInteger)
     claimed_at: Mapped[datetime | None]
+    checkpoint_number: Mapped[int] = mapped_column(server_default=text("0"))
+    """The number of the newest checkpoint at ``seq``: what a claim that waited for it must see."""
     checkpointed_at: Mapped[datetime]
     checkpoint_asked_at: Mapped[datetime | None]
     """When the running handler was asked for a checkpoint that it has not given yet."""

@@ -6,7 +6,6 @@ Written once against a synchronous ``Session``: an async engine reaches them thr
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,20 +16,22 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from ..core.bell import Bell
-from ..core.canonical import Json, canonical, load
+from ..core.canonical import canonical, load, pointer_step
 from ..core.chain import checkpoint_commitment
 from ..core.errors import EventConflict, HistoryBroken, InvalidName, StartConflict, WorkflowNotFound, WrongStatus
+from ..core.names import check_name
 from ..core.workflow import Workflow, read_payload, registry, snapshot, state_of
 from . import moves
 from .database import in_transaction
-from .models import ENDED, MAX_ID, CheckpointRow, DeploymentRow, EventRow, TransitionRow, WorkflowRow
+from .models import ENDED, CheckpointRow, DeploymentRow, EventRow, TransitionRow, WorkflowRow
 from .records import Checkpoint, Following, Position, Snapshot
-from .repository import commit, progress_of, read_position, read_snapshot
-from .statements import POSITION, SNAPSHOT
+from .repository import commit, newest_snapshot, progress_of, read_position
+from .schema import no_deployment_name
+from .statements import POSITION
 
-_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+=~-]*")
 _OPEN: Final = ("pending", "waiting")
 _MOST_REASON: Final = 2_000
+_ANY_SIZE: Final = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +41,6 @@ class Terms:
     actor: str
     grace: timedelta
     max_bytes: int
-
-
-def check_name(what: str, value: str) -> str:
-    """Return an id, key or actor that is fit for hashes, URLs, shells and logs.
-
-    Raises:
-        InvalidName: says what it must look like.
-
-    """
-    if len(value) > MAX_ID or not _ID.fullmatch(value):
-        rule = f"use 1 to {MAX_ID} letters, digits and any of . _ : @ / + = ~ -, beginning with a letter or digit"
-        raise InvalidName(what, str(value), rule)
-    return value
 
 
 # --- start ------------------------------------------------------------------------------
@@ -68,7 +56,10 @@ def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) 
     """
     check_name("workflow id", workflow_id)
     data, definition = snapshot(workflow), workflow.definition
-    deployment, now = session.execute(select(DeploymentRow.name, func.clock_timestamp())).one()
+    named = session.execute(select(DeploymentRow.name, func.clock_timestamp())).one_or_none()
+    if named is None:
+        raise no_deployment_name()
+    deployment, now = named
     link, following = moves.begin(
         definition,
         workflow_id,
@@ -150,24 +141,33 @@ def _same_start(session: Session, workflow: Workflow, workflow_id: str, data: Ma
         )
     ).scalar_one()
     before: Any = load(bytes(body))
-    given: Any = load(canonical(dict(data), max_bytes=2**30))  # as it would have been read back
-    if found := list(differences(before["state"], given)):
+    if found := differences(before["state"], dict(data)):
         raise StartConflict(workflow_id, found)
 
 
-def differences(before: Json, now: Json, pointer: str = "") -> list[str]:
-    """Return where two JSON values differ, as lines for a person."""
+_NOTHING: Final = object()
+
+
+def differences(before: object, now: object, pointer: str = "") -> list[str]:
+    """Return where two JSON values differ, as lines for a person.
+
+    They are compared by their canonical bytes: to Python, ``True == 1`` and ``1 == 1.0``.
+    """
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             line
             for key in sorted(before.keys() | now.keys())
-            for line in differences(before.get(key), now.get(key), f"{pointer}/{key}")
+            for line in differences(before.get(key, _NOTHING), now.get(key, _NOTHING), pointer + pointer_step(key))
         ]
-    return [] if before == now else [f"{pointer or '/'}: {_shown(before)} then, {_shown(now)} now"]
+    then, given = _shown(before), _shown(now)
+    return [] if then == given else [f"{pointer or '/'}: {_cut(then)} then, {_cut(given)} now"]
 
 
-def _shown(value: Json) -> str:
-    text = canonical(value, max_bytes=2**30).decode()
+def _shown(value: object) -> str:
+    return "nothing" if value is _NOTHING else canonical(value, max_bytes=_ANY_SIZE).decode()
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - a line's worth
 
 
@@ -189,6 +189,7 @@ def send(session: Session, workflow_id: str, event: str, payload: object, key: s
     workflow = registry.get(position.type)
     _, data = read_payload(workflow, event, payload)
     body = canonical(data, max_bytes=terms.max_bytes)
+    canonical({"data": data}, max_bytes=_ANY_SIZE)  # as it will go into the chain, one level deeper
     if status in ENDED:
         raise WrongStatus(workflow_id, status, f"the event {event!r}", ["not ended"])
     received = session.execute(
@@ -226,6 +227,7 @@ def pause(session: Session, workflow_id: str, reason: str, terms: Terms) -> None
         WorkflowNotFound, WrongStatus: nothing was written.
 
     """
+    _check_reason(reason)
     position, status, now = lock(session, workflow_id)
     if status == "paused":
         return
@@ -244,6 +246,7 @@ def resume(session: Session, workflow_id: str, reason: str, terms: Terms) -> Bel
         WorkflowNotFound, WrongStatus: nothing was written.
 
     """
+    _check_reason(reason)
     position, status, now = lock(session, workflow_id)
     if status in _OPEN:
         changes: dict[str, Any] = {"pausing": None, "updated_at": now}
@@ -263,6 +266,7 @@ def retry(session: Session, workflow_id: str, reason: str, terms: Terms) -> Bell
         WorkflowNotFound, WrongStatus: nothing was written.
 
     """
+    _check_reason(reason)
     position, status, now = lock(session, workflow_id)
     _need(position, status, "retrying", ("failed", "quarantined"))
     return _intervene(session, position, "retried", None, reason, now, terms)
@@ -275,6 +279,7 @@ def cancel(session: Session, workflow_id: str, reason: str, terms: Terms) -> Non
         WorkflowNotFound, WrongStatus: nothing was written.
 
     """
+    _check_reason(reason)
     position, status, now = lock(session, workflow_id)
     if status == "cancelled":
         return
@@ -285,8 +290,6 @@ def cancel(session: Session, workflow_id: str, reason: str, terms: Terms) -> Non
 def _intervene(
     session: Session, position: Position, event: str, status: str | None, reason: str, now: datetime, terms: Terms
 ) -> Bell | None:
-    if len(reason) > _MOST_REASON:
-        raise InvalidName("reason", reason, f"it has {len(reason)} characters; say it in {_MOST_REASON}")
     connection = session.connection()
     move = moves.intervene(
         position,
@@ -301,6 +304,12 @@ def _intervene(
     moved = commit(in_transaction(session), move, grace=terms.grace)
     assert moved is not None, "the row is locked: nobody can have moved it"  # noqa: S101
     return _bell(moved.workflow_id, moved.seq, position.type, position.following) if moved.ready else None
+
+
+def _check_reason(reason: str) -> None:
+    if len(reason) > _MOST_REASON:
+        raise InvalidName("reason", reason, f"it has {len(reason)} characters; say it in {_MOST_REASON}")
+    canonical({"reason": reason})
 
 
 # --- checkpoints, and ringing in bulk -----------------------------------------------------
@@ -331,7 +340,8 @@ def checkpoint(session: Session, workflow_id: str) -> Checkpoint | None:
             at=now,
         )
     )
-    session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(checkpointed_at=now))
+    newer = {"checkpoint_number": made.number, "checkpointed_at": now}
+    session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(newer))
     return Checkpoint(
         workflow_id=workflow_id,
         seq=position.seq,
@@ -374,6 +384,7 @@ def lock(session: Session, workflow_id: str) -> tuple[Position, str, datetime]:
         WorkflowNotFound: there is no such workflow.
 
     """
+    check_name("workflow id", workflow_id)
     table = WorkflowRow.__table__.c
     row = session.execute(
         select(*(table[name] for name in POSITION), table.status, func.clock_timestamp())
@@ -392,15 +403,12 @@ def newest(session: Session, position: Position) -> Snapshot:
         HistoryBroken: it is not the one that was committed; nothing may be built on it.
 
     """
-    table = CheckpointRow.__table__.c
-    row = session.execute(
-        select(*(table[name] for name in SNAPSHOT))
-        .where(table.workflow_id == position.workflow_id, table.seq == position.seq)
-        .order_by(table.number.desc())
-        .limit(1)
-    ).one()
-    found = read_snapshot(row)
-    if checkpoint_commitment(found.salt, found.body) != found.commitment:
+    found = newest_snapshot(session.connection(), position.workflow_id, position.seq)
+    if (
+        found is None
+        or found.number != position.checkpoint_number
+        or checkpoint_commitment(found.salt, found.body) != found.commitment
+    ):
         problem = "its checkpoint is not the one that was committed; `aegis verify` tells more"
         raise HistoryBroken(position.workflow_id, position.seq, problem)
     return found

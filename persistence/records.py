@@ -61,6 +61,7 @@ class Position:
     following: Following
     inbox: int
     pausing: Mapping[str, Any] | None
+    checkpoint_number: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,11 +92,15 @@ class Hand:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """A workflow in our hands; ``now`` is the database's time of the claim."""
+    """A workflow in our hands; ``now`` is the database's time of the claim.
+
+    ``snapshot`` is None, or older than ``position`` says, where the claim had to wait for somebody
+    who wrote a checkpoint: its row is the newest, but it sees the other tables as they were before.
+    """
 
     position: Position
     now: datetime
-    snapshot: Snapshot
+    snapshot: Snapshot | None
     event: WaitingEvent | None
 
 

@@ -72,7 +72,7 @@ def claim(
     return Claim(
         position=read_position(position),
         now=rest[0],
-        snapshot=read_snapshot(snapshot),
+        snapshot=None if snapshot[0] is None else read_snapshot(snapshot),
         event=None if event[0] is None else _read_event(event),
     )
 
@@ -156,6 +156,21 @@ def leave(connection: Connection, position: Position, error: Mapping[str, Any] |
     )
 
 
+def send_elsewhere(connection: Connection, position: Position, queue: str | None, grace: timedelta) -> bool:
+    """Put a claim back for the workers of another queue, which are rung now; False: the claim was lost."""
+    return _wrote(
+        connection,
+        _held(position).values(
+            queue=queue,
+            attempt=func.greatest(WorkflowRow.attempt - 1, 0),
+            due_at=func.clock_timestamp() + grace,
+            rings=1,
+            updated_at=_now(),
+            **_UNOWNED,
+        ),
+    )
+
+
 def park(connection: Connection, position: Position, following: Following) -> bool:
     """Let a workflow wait for what follows; False if an event came in the meantime, or the claim was lost."""
     return _wrote(
@@ -202,7 +217,7 @@ def save_progress(connection: Connection, position: Position, snapshot: Snapshot
     """Keep a checkpoint taken inside a handler; False means that the claim was lost."""
     held = (
         _held(position)
-        .values(checkpointed_at=_now(), checkpoint_asked_at=null())
+        .values(checkpoint_number=snapshot.number, checkpointed_at=_now(), checkpoint_asked_at=null())
         .returning(WorkflowRow.id, WorkflowRow.seq)
         .cte("held")
     )
@@ -241,6 +256,18 @@ def progress_of(connection: Connection, workflow_id: str, seq: int) -> list[str]
         .order_by(CheckpointRow.number)
     ).scalars()
     return [bytes(commitment).hex() for commitment in found]
+
+
+def newest_snapshot(connection: Connection, workflow_id: str, seq: int) -> Snapshot | None:
+    """Return the newest checkpoint at ``seq``, if there is one at all."""
+    table = CheckpointRow.__table__.c
+    row = connection.execute(
+        select(*(table[name] for name in SNAPSHOT))
+        .where(table.workflow_id == workflow_id, table.seq == seq)
+        .order_by(table.number.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else read_snapshot(row)
 
 
 def next_event(connection: Connection, workflow_id: str, accepts: Collection[str]) -> WaitingEvent | None:

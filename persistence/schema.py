@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import Connection, inspect, select, text
 
-from ..core.errors import SchemaMismatch
+from ..core.errors import ConfigurationError, SchemaMismatch
 from .database import Database
 from .models import DeploymentRow
 
@@ -50,5 +50,19 @@ def wanted() -> str:
 
 
 def deployment_name(connection: Connection) -> str:
-    """Return the name that every chain of this database begins with."""
-    return connection.execute(select(DeploymentRow.name)).scalar_one()
+    """Return the name that every chain of this database begins with.
+
+    Raises:
+        ConfigurationError: somebody removed it.
+
+    """
+    name = connection.execute(select(DeploymentRow.name)).scalar_one_or_none()
+    if name is None:
+        raise no_deployment_name()
+    return name
+
+
+def no_deployment_name() -> ConfigurationError:
+    """Return what to say where the deployment has no name: no hash can be made or checked without it."""
+    remedy = "restore that row; `aegis db upgrade` would make a new name, which no existing history begins with"
+    return ConfigurationError("aegis_deployment", "the table is empty", remedy)

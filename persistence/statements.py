@@ -45,6 +45,7 @@ _PARAMETER: Final = re.compile(r"<<(\w+)>>")
 POSITION: Final = (
     *("id", "type", "version", "definition", "state", "seq", "head", "claim", "attempt"),
     *("moved_at", "entered_at", "following", "accepts", "timer_at", "queue", "inbox", "pausing"),
+    "checkpoint_number",
 )
 SNAPSHOT: Final = ("body", "number", "salt", "commitment")
 EVENT: Final = ("id", "name", "key", "sender", "payload", "received_at")
@@ -149,6 +150,7 @@ def _commit() -> Select[Any]:
             owner_pid=null(),
             owner_thread=null(),
             claimed_at=null(),
+            checkpoint_number=0,
             checkpointed_at=func.clock_timestamp(),
             checkpoint_asked_at=null(),
             # A pause that was asked for has happened, or, on a workflow that ended, never will.

@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy import Connection, Text, cast, func, select
 
 from ..core.recovery import Heartbeat
-from . import history, watch
+from . import database, history, watch
 from .models import SweepRow, WorkflowRow
 
 # The chains that health verifies: the ones that moved last.
@@ -44,7 +44,7 @@ class Vitals:
 
 def read(connection: Connection, default_queue: str) -> Vitals:
     """Read the figures, on one connection."""
-    now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    now = database.now(connection)
     workers = tuple(watch.heartbeats(connection))
     ready = (WorkflowRow.owner.is_(None), WorkflowRow.ready_at <= now)
     saved = func.greatest(WorkflowRow.claimed_at, WorkflowRow.checkpointed_at)

@@ -23,7 +23,7 @@ from ..persistence.repository import Outcome
 from .bench import Bench
 from .context import HandlerContext
 from .limits import time_limit
-from .result import Leave, Park, Record, Recorded, Result, TryAgain, describe
+from .result import Elsewhere, Leave, Park, Record, Recorded, Result, TryAgain, describe, text_of
 
 log = get_logger(__name__)
 
@@ -41,6 +41,7 @@ class Attempt:
         self.position = claim.position
         self._began = time.monotonic()
         self._context: HandlerContext | None = None
+        self.snapshot: Snapshot  # the newest, once it was found sound
         workflow = registry.find(self.position.type, self.position.version)
         assert workflow is not None, "the claim asked for known types only"  # noqa: S101
         self.workflow = workflow
@@ -48,17 +49,22 @@ class Attempt:
 
     def run(self) -> Result:
         """Find out what is to be done, and do it; nothing but a ClaimLost is raised."""
-        if self._snapshot_is_broken():
+        if not self._has_sound_snapshot():
             return self._misfit("its checkpoint is not the one that was committed: `aegis verify` tells more")
         if self.position.pausing is not None:
             return self._pause(self.position.pausing)
         if self.position.state not in self.definition.states:
             return self._misfit(f"{self.definition.type} has no state {self.position.state!r} any more")
+        return self._take_next()
+
+    def _take_next(self) -> Result:
         pending = self.definition.pending(self.position.state, entered_at=self.position.entered_at)
         event = self._event(pending.accepts)
         edge = self.definition.choose(self.position.state, pending, event, now=self.claim.now)
         if edge is None:
             return Park(following=Following.of(pending))
+        if edge.queue != self.position.following.queue:
+            return Elsewhere(queue=edge.queue, transition=edge.name)
         if self.position.attempt > edge.retry.max_attempts:
             return self._quarantine(edge)
         return self._try(edge, event if edge.on is not None else None)
@@ -78,7 +84,7 @@ class Attempt:
 
     def _try(self, edge: Edge, event: WaitingEvent | None) -> Result:
         try:
-            workflow = self.workflow.from_dict(self.claim.snapshot.data)
+            workflow = self.workflow.from_dict(self.snapshot.data)
             payload = None if event is None else read_payload(self.workflow, event.name, load(event.payload))[0]
         except InvalidData as error:
             return self._misfit(str(error))
@@ -123,7 +129,7 @@ class Attempt:
             return handle(workflow, edge, context, payload)
 
     def _context_of(self, edge: Edge, workflow: Workflow, session: Session | None = None) -> HandlerContext:
-        return HandlerContext(self.bench, self.position, edge, workflow, self.claim.snapshot, session=session)
+        return HandlerContext(self.bench, self.position, edge, workflow, self.snapshot, session=session)
 
     # --- what it comes to ---------------------------------------------------------------
 
@@ -154,7 +160,7 @@ class Attempt:
             transition=f"{self.definition.type}.{edge.name}",
             seq=self.position.seq + 1,
             attempt=self.position.attempt,
-            error=f"{type(error).__name__}: {error}",
+            error=f"{type(error).__name__}: {text_of(error)}",
             again_in=None if delay is None else round(delay.total_seconds(), 1),
         )
         if delay is None:
@@ -200,14 +206,24 @@ class Attempt:
 
     # --- what it needs --------------------------------------------------------------------
 
-    def _snapshot_is_broken(self) -> bool:
+    def _has_sound_snapshot(self) -> bool:
+        """Whether the newest checkpoint is there, and is what was committed; from then on it is ours."""
         kept = self.claim.snapshot
-        return checkpoint_commitment(kept.salt, kept.body) != kept.commitment
+        if kept is None or kept.number != self.position.checkpoint_number:
+            kept = self.bench.patiently(self._newest_snapshot)
+        if kept is None or kept.number != self.position.checkpoint_number:
+            return False
+        self.snapshot = kept
+        return checkpoint_commitment(kept.salt, kept.body) == kept.commitment
+
+    def _newest_snapshot(self) -> Snapshot | None:
+        with self.bench.database.statement() as connection:
+            return repository.newest_snapshot(connection, self.position.workflow_id, self.position.seq)
 
     @property
     def _newest(self) -> Snapshot:
         """What the workflow's data was last saved as: before the handler, or by it."""
-        return self.claim.snapshot if self._context is None else self._context.newest
+        return self.snapshot if self._context is None else self._context.newest
 
     def _progress(self) -> list[str]:
         if not self._newest.number:

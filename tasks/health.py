@@ -50,8 +50,8 @@ class Check:
 
 def health(settings: Settings) -> list[Check]:
     """Look at everything once, without waiting for what does not answer."""
-    broker = _Question(lambda: _ask_broker(settings))
-    database = _Question(lambda: _ask_database(settings))
+    broker = _Question("broker", lambda: _ask_broker(settings))
+    database = _Question("database", lambda: _ask_database(settings))
     deadline = time.monotonic() + _PATIENCE
     checks = database.answer(deadline) or [
         _down("database", f"no answer within {_PATIENCE:g} s", "see that PostgreSQL is up and can be reached")
@@ -71,10 +71,17 @@ def worst(checks: list[Check]) -> State:
 class _Question:
     """Something asked in a thread that is left behind if it does not answer."""
 
-    def __init__(self, ask: Callable[[], list[Check]]) -> None:
+    def __init__(self, name: str, ask: Callable[[], list[Check]]) -> None:
         self._found: list[Check] = []
-        self._thread = threading.Thread(target=lambda: self._found.extend(ask()), daemon=True)
+        self._thread = threading.Thread(target=self._ask, args=(name, ask), daemon=True)
         self._thread.start()
+
+    def _ask(self, name: str, ask: Callable[[], list[Check]]) -> None:
+        try:
+            self._found.extend(ask())
+        except Exception as error:  # noqa: BLE001 - a look that failed is a finding, and no silence
+            problem = f"it could not be looked at: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            self._found.append(_down(name, problem, "verify the histories with `aegis verify`, and report this"))
 
     def answer(self, deadline: float) -> list[Check]:
         self._thread.join(max(0.0, deadline - time.monotonic()))

@@ -52,7 +52,15 @@ class Park:
     following: Following
 
 
-Result: TypeAlias = Record | Recorded | TryAgain | Leave | Park
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """A transition for the workers of another queue than the one it was rung on; no attempt."""
+
+    queue: str | None
+    transition: str
+
+
+Result: TypeAlias = Record | Recorded | TryAgain | Leave | Park | Elsewhere
 
 
 def describe(error: BaseException, attempt: int | None) -> dict[str, Any]:
@@ -60,10 +68,18 @@ def describe(error: BaseException, attempt: int | None) -> dict[str, Any]:
     trace = "".join(traceback.format_exception(error))
     return {
         "type": f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
-        "message": _storable(str(error))[:_MOST_MESSAGE],
+        "message": _storable(text_of(error))[:_MOST_MESSAGE],
         "attempt": attempt,
         "traceback": _storable(trace)[-_MOST_TRACEBACK:],
     }
+
+
+def text_of(error: BaseException) -> str:
+    """Return what an error says, also where its ``__str__`` raises: it is a user's own class."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - whatever it is, the error has no text
+        return f"<{type(error).__qualname__} without a text: its __str__ raised>"
 
 
 def _storable(text: str) -> str:

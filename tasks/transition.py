@@ -22,7 +22,7 @@ from ..persistence.records import Claim, Following, Move, Moved, Position
 from ..persistence.repository import Outcome
 from .attempt import Attempt, moved_to, outcome_of
 from .bench import Bench
-from .result import Leave, Park, Record, Recorded, Result, TryAgain, describe
+from .result import Elsewhere, Leave, Park, Record, Recorded, Result, TryAgain, describe
 
 log = get_logger(__name__)
 
@@ -50,13 +50,24 @@ def run_transition(bench: Bench, workflow_id: str, seq: int, *, redelivered: boo
     try:
         result = Attempt(bench, claim).run()  # no transaction is open here
         return settle(bench, claim, result)
-    except ClaimLost as error:
-        log.warning("claim lost", workflow_id=error.workflow_id, seq=error.seq)
-        return Ended.LOST
+    except ClaimLost:
+        return _lost(claim)
     except Exception as error:
-        # A fault of ours: the workflow must not stay in a hand that has let go of it.
-        log.exception("not settled", workflow_id=workflow_id, seq=seq)
+        log.exception("a fault in AEGIS", workflow_id=workflow_id, seq=seq)
+        return _let_go(bench, claim, error)
+
+
+def _let_go(bench: Bench, claim: Claim, error: Exception) -> Ended:
+    """After a fault of ours, put the workflow down: it must not stay in a hand that does nothing with it."""
+    try:
         return settle(bench, claim, Leave(error=describe(error, None), delay=_FAULT_DELAY))
+    except ClaimLost:
+        return _lost(claim)
+
+
+def _lost(claim: Claim) -> Ended:
+    log.warning("claim lost", workflow_id=claim.position.workflow_id, seq=claim.position.seq)
+    return Ended.LOST
 
 
 # --- claim ------------------------------------------------------------------------------
@@ -120,6 +131,8 @@ def settle(bench: Bench, claim: Claim, result: Result) -> Ended:
             return _held(bench, position, Ended.LEFT, lambda c: repository.leave(c, position, error, delay))
         case Park(following=following):
             return _park(bench, claim, following)
+        case Elsewhere(queue=queue, transition=name):
+            return _send_elsewhere(bench, position, queue, name)
 
 
 def commit(bench: Bench, move: Move) -> Moved:
@@ -166,6 +179,13 @@ def _park(bench: Bench, claim: Claim, following: Following) -> Ended:
         bell = Bell(workflow_id=position.workflow_id, seq=position.seq, queue=following.queue, label=position.type)
         bench.ring([bell])
         return Ended.LEFT
+
+
+def _send_elsewhere(bench: Bench, position: Position, queue: str | None, name: str) -> Ended:
+    ended = _held(bench, position, Ended.LEFT, lambda c: repository.send_elsewhere(c, position, queue, bench.grace))
+    label = f"{position.type}.{name}"
+    bench.ring([Bell(workflow_id=position.workflow_id, seq=position.seq, queue=queue, label=label)])
+    return ended
 
 
 def _held(bench: Bench, position: Position, ended: Ended, write: Callable[[Connection], bool]) -> Ended:

@@ -19,12 +19,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from ..core.chain import ENGINE_EVENTS
+from ..core.errors import HistoryBroken, WorkflowNotFound
 from ..core.verify import Code, Finding
 from ..persistence import history
-from ..persistence.database import Connection, Database
+from ..persistence.database import Connection, Database, now
 from ..persistence.records import WorkflowSummary, WorkflowTransition
 from .ledger import ACCEPTED, EFFECT, Entry
 
@@ -70,6 +72,7 @@ class Rules:
 def check(database: Database, entries: Sequence[Entry], rules: Rules) -> list[Violation]:
     """Return every violation; call it when nothing moves any more."""
     with database.snapshot() as connection:
+        moment = now(connection)
         rows = {row.id: row for row in _all_rows(connection)}
         found = list(_unknown_to_the_database(rows, entries))
         effects: dict[str, list[Entry]] = defaultdict(list)
@@ -77,9 +80,15 @@ def check(database: Database, entries: Sequence[Entry], rules: Rules) -> list[Vi
             if entry.kind == EFFECT:
                 effects[entry.workflow_id].append(entry)
         for row in rows.values():
-            links = history.transitions(connection, row.id)
-            found += _at_rest(row)
+            found += _at_rest(row, moment)
             found += [_of_finding(finding) for finding in history.findings(connection, row.id)]
+            try:
+                links = history.transitions(connection, row.id)
+            except WorkflowNotFound:
+                found.append(_violation("I1", row.id, 0, "none of its transitions is there"))
+                continue
+            except HistoryBroken:
+                continue  # what cannot be read was just found broken
             found += _effects(row, links, effects[row.id], rules)
             found += _attempts(row, links, effects[row.id], rules)
     return found
@@ -99,13 +108,13 @@ def _unknown_to_the_database(rows: Mapping[str, WorkflowSummary], entries: Seque
             yield _violation("I6", entry.workflow_id, None, f"a client was told {told} not in the database")
 
 
-def _at_rest(row: WorkflowSummary) -> Iterator[Violation]:
+def _at_rest(row: WorkflowSummary, moment: datetime) -> Iterator[Violation]:
     waits = row.status == "waiting" and (row.accepts or row.timer_at is not None)
     if row.status not in _AT_REST and not waits:
         yield _violation("I5", row.id, row.seq, f"it is {row.status} and neither ended nor waits for anything")
     if row.worker is not None:
         yield _violation("I10", row.id, row.seq, f"it stays claimed by {row.worker}")
-    if row.due_at is not None and row.timer_at is None:
+    if row.due_at is not None and (row.timer_at is None or row.due_at <= moment):
         yield _violation("I10", row.id, row.seq, "it stays due")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from deployment import Deployment, deployed
-from private_servers import TEMPLATE, PrivateBroker, PrivatePostgres, folder
+from private_servers import DEPLOYMENT, TEMPLATE, PrivateBroker, PrivatePostgres, folder
 
 from aegis.persistence.database import Database
 from aegis.persistence.migrate import upgrade
@@ -22,7 +22,7 @@ def postgres() -> Iterator[PrivatePostgres]:
         server.start()
         server.execute(f'CREATE DATABASE "{TEMPLATE}"')
         database = Database(server.url(TEMPLATE).replace("postgresql://", "postgresql+psycopg2://"), pool_size=1)
-        upgrade(database, deployment="aegis.example/test")
+        upgrade(database, deployment=DEPLOYMENT)
         database.close()
         yield server
         server.stop()

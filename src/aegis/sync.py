@@ -12,11 +12,12 @@ from celery import Celery
 
 from .config.settings import settings
 from .core.errors import AegisError
+from .core.names import check_name
 from .persistence import schema
 from .persistence.database import Database
 from .persistence.durable import DurableWorkflowEngine as _Engine
 from .persistence.durable import Handle
-from .persistence.operations import Terms, check_name
+from .persistence.operations import Terms
 from .persistence.records import Checkpoint, WorkflowSummary, WorkflowTransition
 from .tasks.broker import Broker
 from .workers.factory import make_app

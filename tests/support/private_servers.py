@@ -20,6 +20,7 @@ from aegis.servers.valkey import Valkey
 
 # The database with AEGIS's schema that every test gets a copy of.
 TEMPLATE = "aegis_template"
+DEPLOYMENT = "aegis.example/test"
 
 
 @contextmanager

@@ -1,0 +1,59 @@
+"""An engine and a worker's bench on the test's own database; no broker, no processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from private_servers import DEPLOYMENT, TEMPLATE, PrivatePostgres
+from sqlalchemy import NullPool, create_engine, text
+from store_workbench import RecordingRing, make_bench, make_engine
+from store_workflows import SCRIPT, Act
+
+from aegis.persistence.database import Database
+from aegis.persistence.durable import DurableWorkflowEngine
+from aegis.persistence.migrate import first_rows
+from aegis.persistence.models import Base
+from aegis.persistence.schema import VERSION_TABLE, wanted
+from aegis.tasks.bench import Bench
+
+
+@pytest.fixture(scope="module")
+def shared_url(postgres: PrivatePostgres) -> Iterator[str]:
+    """One database a file: to make one takes longer than most of these tests."""
+    with postgres.database(TEMPLATE) as url:
+        yield url
+
+
+@pytest.fixture
+def database_url(shared_url: str) -> str:
+    """The file's database, as it was when it was made."""
+    cleaner = create_engine(shared_url.replace("postgresql://", "postgresql+psycopg2://"), poolclass=NullPool)
+    with cleaner.begin() as connection:
+        for table in Base.metadata.sorted_tables:
+            connection.execute(table.delete())
+        first_rows(connection, DEPLOYMENT)
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = :wanted"), {"wanted": wanted()})  # noqa: S608
+    return shared_url
+
+
+@pytest.fixture
+def ring() -> RecordingRing:
+    return RecordingRing()
+
+
+@pytest.fixture
+def engine(database: Database, ring: RecordingRing) -> DurableWorkflowEngine:
+    return make_engine(database, ring)
+
+
+@pytest.fixture
+def bench(database: Database, ring: RecordingRing) -> Bench:
+    return make_bench(database, ring)
+
+
+@pytest.fixture
+def script() -> Iterator[dict[str, Act]]:
+    """What the handlers do, by their names; nothing where nothing is said."""
+    yield SCRIPT
+    SCRIPT.clear()
