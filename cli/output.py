@@ -59,7 +59,8 @@ class Output:
 
     def say(self, data: Mapping[str, Any], line: str) -> None:
         """Print ``data`` as JSON, or one line for people."""
-        self.show(data, lambda console: console.print(line))
+        # As text: a string would be searched for markup and emoji codes, and lines hold ids and messages of others.
+        self.show(data, lambda console: console.print(Text(line)))
 
     def warn(self, line: str) -> None:
         """Say something that does not belong to the result."""
