@@ -190,21 +190,20 @@ def send(session: Session, workflow_id: str, event: str, payload: object, key: s
     _, data = read_payload(workflow, event, payload)
     body = canonical(data, max_bytes=terms.max_bytes)
     canonical({"data": data}, max_bytes=_ANY_SIZE)  # as it will go into the chain, one level deeper
-    if status in ENDED:
-        raise WrongStatus(workflow_id, status, f"the event {event!r}", ["not ended"])
-    received = session.execute(
-        upsert(EventRow)
-        .values(workflow_id=workflow_id, name=event, key=key, sender=terms.actor, payload=body, received_at=now)
-        .on_conflict_do_nothing()
-        .returning(EventRow.id)
-    ).one_or_none()
-    if received is None:
-        before = session.execute(
-            select(EventRow.name, EventRow.payload).where(EventRow.workflow_id == workflow_id, EventRow.key == key)
-        ).one()
+    received = select(EventRow.name, EventRow.payload).where(EventRow.workflow_id == workflow_id, EventRow.key == key)
+    # First: who asks again because an answer was lost hears the same, however far the workflow has come.
+    if (before := session.execute(received).one_or_none()) is not None:
         if (before.name, bytes(before.payload)) != (event, body):
             raise EventConflict(workflow_id, key, event)
         return None
+    if status in ENDED:
+        raise WrongStatus(workflow_id, status, f"the event {event!r}", ["not ended"])
+    # The row is locked: no other sender comes between the question and this.
+    session.execute(
+        insert(EventRow).values(
+            workflow_id=workflow_id, name=event, key=key, sender=terms.actor, payload=body, received_at=now
+        )
+    )
     # A handler's retry keeps its delay: an event wakes only who waits.
     edge = workflow.definition.on_event(position.state, event) if status == "waiting" else None
     changes: dict[str, Any] = {"inbox": WorkflowRow.inbox + 1, "updated_at": now}
