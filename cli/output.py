@@ -103,7 +103,9 @@ def plain(value: object) -> Any:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """Return a table in the one style that all commands have."""
-    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, 0, 0))
+    made = Table(
+        box=None, pad_edge=False, header_style="bold", show_edge=False, show_header=any(columns), padding=(0, 2, 0, 0)
+    )
     for column in columns:
         # The last column takes what is left of the line; no other is ever broken.
         made.add_column(column, no_wrap=column is not columns[-1], overflow="fold")

@@ -146,6 +146,11 @@ def verify(
             audit.found(stored.seq, Code.CHECKPOINT_MISMATCH, None, f"a checkpoint of transition {stored.seq}")
         elif stored.number:
             audit.progress(stored, progress.get(stored.seq))
+    kept = {(stored.seq, stored.commitment.hex()) for stored in checkpoints if stored.number}
+    for seq, listed in progress.items():
+        for commitment in sorted(listed):
+            if (seq, commitment) not in kept:
+                audit.found(seq, Code.CHECKPOINT_MISMATCH, commitment, None)
     audit.row(workflow, last, prev, expected_seq - 1)
     return audit.findings
 

@@ -104,6 +104,8 @@ class WorkflowRow(Base):
     owner_pid: Mapped[int | None]
     owner_thread: Mapped[int | None] = mapped_column(BigInteger)
     claimed_at: Mapped[datetime | None]
+    entered_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """The transition that entered the state: what the engine itself records since then does not count."""
     checkpoint_number: Mapped[int] = mapped_column(server_default=text("0"))
     """The number of the newest checkpoint at ``seq``: what a claim that waited for it must see."""
     checkpointed_at: Mapped[datetime]

@@ -85,6 +85,7 @@ def advance(
         version=definition.version,
         following=Following.of(definition.pending(target, entered_at=at)),
         entered_at=at,
+        entered_seq=position.seq + 1,
         event_id=None if event is None else event.id,
     )
 
@@ -125,6 +126,7 @@ def intervene(
         version=position.version,
         following=position.following,
         entered_at=position.entered_at,
+        entered_seq=position.entered_seq,
         status=status,
         error=error,
     )

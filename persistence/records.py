@@ -61,6 +61,7 @@ class Position:
     following: Following
     inbox: int
     pausing: Mapping[str, Any] | None
+    entered_seq: int
     checkpoint_number: int
 
 
@@ -113,6 +114,7 @@ class Move:
     version: int
     following: Following
     entered_at: datetime
+    entered_seq: int
     status: str | None = None
     event_id: int | None = None
     error: Mapping[str, Any] | None = None

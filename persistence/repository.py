@@ -365,6 +365,7 @@ def _parameters(move: Move, grace: timedelta) -> dict[str, Any]:
         "at_once": following.at_once,
         "ended": following.ended,
         "entered_at": move.entered_at,
+        "entered_seq": move.entered_seq,
         "error": None if move.error is None else canonical(dict(move.error)).decode(),
         "grace": grace,
     }

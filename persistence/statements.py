@@ -45,7 +45,7 @@ _PARAMETER: Final = re.compile(r"<<(\w+)>>")
 POSITION: Final = (
     *("id", "type", "version", "definition", "state", "seq", "head", "claim", "attempt"),
     *("moved_at", "entered_at", "following", "accepts", "timer_at", "queue", "inbox", "pausing"),
-    "checkpoint_number",
+    *("entered_seq", "checkpoint_number"),
 )
 SNAPSHOT: Final = ("body", "number", "salt", "commitment")
 EVENT: Final = ("id", "name", "key", "sender", "payload", "received_at")
@@ -141,6 +141,7 @@ def _commit() -> Select[Any]:
             queue=_given("queue", Text),
             moved_at=_given("at", _MOMENT),
             entered_at=_given("entered_at", _MOMENT),
+            entered_seq=_given("entered_seq", BigInteger),
             timer_at=timer_at,
             ready_at=case((rests, null()), (at_once, func.clock_timestamp()), else_=timer_at),
             due_at=case((rests, null()), (at_once, func.clock_timestamp() + _given("grace", Interval)), else_=timer_at),

@@ -53,7 +53,8 @@ class HandlerContext(Context):
     @property
     @override
     def key(self) -> str:
-        return f"{self._position.workflow_id}:{self._position.seq + 1}"
+        # Counted from where the state was entered: a pause or a retry in between takes a seq, not the key.
+        return f"{self._position.workflow_id}:{self._position.entered_seq + 1}"
 
     @property
     @override
@@ -76,10 +77,12 @@ class HandlerContext(Context):
 
     @override
     def checkpoint(self) -> None:
+        self._refuse_in_a_transaction()
         self._save("manual")
 
     @override
     def progress(self) -> None:
+        self._refuse_in_a_transaction()  # at the first call, not only minutes later when a checkpoint is asked for
         now = time.monotonic()
         if now - self._looked < self._look_every:
             return
@@ -96,9 +99,11 @@ class HandlerContext(Context):
         if asked:
             self._save("periodic")
 
-    def _save(self, kind: str) -> None:
+    def _refuse_in_a_transaction(self) -> None:
         if self._session is not None:
             raise InvalidHandlerResult(self._name, "a transactional handler is saved as a whole, at its end")
+
+    def _save(self, kind: str) -> None:
         made = moves.snapshot_of(
             self._position,
             snapshot(self._workflow),

@@ -357,6 +357,37 @@ def test_the_key_is_another_one_for_the_next_transition(
     assert keys == ["l:1", "l:2"]
 
 
+def test_the_key_stays_the_same_across_a_pause_and_a_retry(
+    engine: DurableWorkflowEngine, bench: Bench, database: Database, script: Script
+) -> None:
+    keys: list[str] = []
+
+    def finish(_workflow: Letter, ctx: Context) -> None:
+        keys.append(ctx.key)
+        if len(keys) < 7:
+            raise RuntimeError
+
+    script["finish"] = finish
+    script["post"] = lambda _workflow, ctx: keys.append(ctx.key)
+    engine.start(Letter(), id="l")
+    engine.send("l", "finish", "x")
+    while (found := engine.describe("l")).status != "completed":
+        make_due(database, "l")
+        run_transition(bench, "l", found.seq)
+        match engine.describe("l").status:
+            case "pending" if len(keys) == 1:
+                engine.pause("l", reason="to look at it")
+                engine.resume("l")
+            case "failed":
+                engine.retry("l")
+            case "waiting":
+                engine.send("l", "post", "x")
+    assert keys[:7] == ["l:1"] * 7, "engine events in between take a seq, and no key"
+    moved = [link.seq for link in engine.history("l") if link.event in {"finish", "post"}]
+    assert keys[7:] == [f"l:{moved[0] + 1}"]
+    assert moved[0] == 5, "paused, resumed, failed, retried came first"
+
+
 def test_what_a_failed_attempt_changed_is_thrown_away(
     engine: DurableWorkflowEngine, bench: Bench, database: Database, script: Script
 ) -> None:
@@ -1277,12 +1308,13 @@ def test_the_session_is_refused_outside_of_a_transactional_handler(
     assert engine.describe("p").status == "failed"
 
 
+@pytest.mark.parametrize("way", ["checkpoint", "progress"])
 def test_a_checkpoint_is_refused_inside_a_transactional_handler(
-    engine: DurableWorkflowEngine, bench: Bench, script: Script, seats: Seats
+    engine: DurableWorkflowEngine, bench: Bench, script: Script, way: str, seats: Seats
 ) -> None:
     def act(_workflow: Booking, ctx: Context) -> None:
         book(ctx)
-        ctx.checkpoint()
+        getattr(ctx, way)()
 
     script["book"] = act
     engine.start(Booking(), id="b")

@@ -48,7 +48,7 @@ def noting(ledger: Ledger, name: str, flaky: dict[str, int]) -> Act:
     """A handler that leaves its effect in the ledger, and raises in its first attempts where it is flaky."""
 
     def act(_workflow: object, ctx: Context) -> None:
-        ledger.effect(ctx.workflow_id, int(ctx.key.rpartition(":")[2]), name, ctx.attempt)
+        ledger.effect(ctx.workflow_id, ctx._position.seq + 1, name, ctx.attempt)
         if ctx.attempt <= flaky.get(name, 0):
             raise RuntimeError
 

@@ -22,8 +22,8 @@ SILENT = ("expire", "begin")
 
 def note(ctx: Context, name: str) -> None:
     """Leave an effect in the ledger."""
-    workflow_id, _, seq = ctx.key.rpartition(":")
-    Ledger(Path(os.environ["AEGIS_TEST_LEDGER"])).effect(workflow_id, int(seq), name, ctx.attempt)
+    seq = ctx._position.seq + 1
+    Ledger(Path(os.environ["AEGIS_TEST_LEDGER"])).effect(ctx.workflow_id, seq, name, ctx.attempt)
 
 
 class Step(StrEnum):

@@ -590,7 +590,11 @@ EDITS: Final[dict[str, tuple[Edit, Expected]]] = {
     ),
     "a progress checkpoint moved to another transition": (
         lambda h: h.with_checkpoint((2, 1), seq=1),
-        {(CHECKPOINT, 1)},
+        {(CHECKPOINT, 1), (CHECKPOINT, 2)},
+    ),
+    "a progress checkpoint is missing": (
+        lambda h: h.without_checkpoint((2, 1)),
+        {(CHECKPOINT, 2)},
     ),
     "a progress checkpoint of another workflow": (
         rewritten((2, 1), body_of(2, {"done": 1}, "another")),

@@ -272,7 +272,7 @@ def bad_endless_branch() -> None:
         state: Gate = Gate.SHUT
 
         @transition(Gate.SHUT, (Gate.OPEN, Gate.GONE))
-        def push(self, ctx: Context) -> Gate:  # noqa: ARG002
+        def push(self, ctx: Context) -> Gate:
             return Gate.OPEN
 
         @transition(Gate.GONE, Gate.GONE)
@@ -525,7 +525,7 @@ def bad_handler_generator() -> None:
         state: Door = Door.SHUT
 
         @transition(Door.SHUT, Door.OPEN)
-        def push(self, ctx: Context) -> Iterator[int]:  # noqa: ARG002
+        def push(self, ctx: Context) -> Iterator[int]:
             yield 1
 
 
@@ -535,7 +535,7 @@ def bad_handler_async_generator() -> None:
         state: Door = Door.SHUT
 
         @transition(Door.SHUT, Door.OPEN)
-        async def push(self, ctx: Context) -> AsyncIterator[int]:  # noqa: ARG002
+        async def push(self, ctx: Context) -> AsyncIterator[int]:
             yield 1
 
 
@@ -898,11 +898,11 @@ class GoodManyEnds(Workflow):
     state: Gate = Gate.SHUT
 
     @transition(Gate.SHUT, (Gate.OPEN, Gate.GONE))
-    def first(self, ctx: Context) -> Gate:  # noqa: ARG002
+    def first(self, ctx: Context) -> Gate:
         return Gate.OPEN
 
     @transition((Gate.OPEN, Gate.GONE), (Gate.OPEN, Gate.GONE), on="again", queue="slow", timeout=1.5)
-    def again(self, ctx: Context, payload: None) -> Gate:  # noqa: ARG002
+    def again(self, ctx: Context, payload: None) -> Gate:
         return Gate.GONE
 
     @transition((Gate.OPEN, Gate.GONE), Gate.GONE, after=timedelta(hours=1), transactional=True)

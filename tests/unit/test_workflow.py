@@ -243,7 +243,7 @@ def test_data_under_another_name_comes_back_too() -> None:
         total: int = Field(default=0, alias="totalInCents")
 
         @transition(Stage.DRAFT, (Stage.REVIEW, Stage.APPROVED, Stage.REJECTED))
-        def go(self, ctx: Context) -> Stage:  # noqa: ARG002
+        def go(self, ctx: Context) -> Stage:
             return Stage.REVIEW
 
     workflow = UnitAlias(totalInCents=3)
@@ -382,7 +382,7 @@ def test_a_transition_may_lead_back_to_its_own_state() -> None:
         count: int = 0
 
         @transition(Verdict.ADJOURNED, (Verdict.ADJOURNED, Verdict.APPROVED), on="meet")
-        def meet(self, ctx: Context, payload: None) -> Verdict:  # noqa: ARG002
+        def meet(self, ctx: Context, payload: None) -> Verdict:
             self.count += 1
             return Verdict.ADJOURNED
 

@@ -134,6 +134,7 @@ def upgrade() -> None:
         sa.Column("owner_pid", sa.Integer(), nullable=True),
         sa.Column("owner_thread", sa.BigInteger(), nullable=True),
         sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("entered_seq", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("checkpoint_number", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("checkpointed_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("checkpoint_asked_at", sa.DateTime(timezone=True), nullable=True),
