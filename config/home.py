@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from ..core.errors import ConfigurationError
 # The kernel's limit for the path of a socket is 108 bytes on Linux and 104 on macOS; PostgreSQL
 # adds its own file name.
 _LONGEST_SOCKET_FOLDER: Final = 80
+
+NOBODY: Final = 65534
+"""Who runs PostgreSQL where root starts it: it refuses to run as root."""
 
 
 def default_home() -> Path:
@@ -56,11 +60,6 @@ class Home:
         return self.root / "up.lock"
 
     @property
-    def status(self) -> Path:
-        """What `aegis up` says of itself: pids and addresses, as JSON."""
-        return self.root / "up.json"
-
-    @property
     def sockets(self) -> Path:
         """The folder of the sockets: below the home, or, where that path is too long, a private one of its own."""
         folder = self.root / "run"
@@ -83,7 +82,7 @@ class Home:
         """Make folders below the home.
 
         Raises:
-            ConfigurationError: the place cannot be written.
+            ConfigurationError: the place cannot be written, or somebody else was there first.
 
         """
         for folder in (self.root, *parts):
@@ -93,3 +92,16 @@ class Home:
                 raise ConfigurationError(
                     f"AEGIS_HOME={self.root}", f"{folder} cannot be made ({error.strerror})", "name one you can write"
                 ) from None
+            if not folder.is_relative_to(self.root):
+                self._refuse_what_is_not_ours(folder)
+
+    def _refuse_what_is_not_ours(self, folder: Path) -> None:
+        # Anybody can make a folder in the temporary one: who owns it could put servers of his own behind its sockets.
+        found = folder.lstat()
+        owners = {os.geteuid(), NOBODY} if os.geteuid() == 0 else {os.geteuid()}
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in owners or found.st_mode & 0o077:
+            raise ConfigurationError(
+                f"AEGIS_HOME={self.root}",
+                f"its path is too long for a socket, and {folder} is not a folder of this user's alone",
+                "remove that, or name a shorter home",
+            )

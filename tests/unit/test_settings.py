@@ -364,9 +364,9 @@ def test_the_home_of_whoever_names_none(
 
 def test_everything_of_a_home_is_below_it() -> None:
     home = Home(Path("/srv/aegis"))
-    places = [home.postgres, home.valkey, home.logs, home.lock, home.status, home.sockets]
-    assert [place.parent for place in places] == [home.root] * 6
-    assert len(set(places)) == 6
+    places = [home.postgres, home.valkey, home.logs, home.lock, home.sockets]
+    assert [place.parent for place in places] == [home.root] * 5
+    assert len(set(places)) == 5
 
 
 def test_sockets_are_below_a_home_as_long_as_the_kernel_takes_their_path() -> None:
