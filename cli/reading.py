@@ -144,7 +144,10 @@ def _next(row: WorkflowSummary) -> str:
     elif row.following is not None:
         parts.append(row.following)
     if row.error is not None:
-        parts.append(f"(attempt {row.error.get('attempt')} failed: {row.error.get('message')})")
+        # Without an attempt: a worker left it alone, for instance as its data does not fit the code.
+        attempt = row.error.get("attempt")
+        what = "left alone" if attempt is None else f"attempt {attempt} failed"
+        parts.append(f"({what}: {row.error.get('message')})")
     return ", ".join(parts)
 
 

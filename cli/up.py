@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ..config.settings import Settings, safe_url, settings
 from ..core.workflow import registry
+from ..persistence import watch
 from ..persistence.database import Database
 from ..servers import stack
 from ..servers.stack import Flower
@@ -24,6 +25,8 @@ from ..workers.load import load_workflows
 from .output import Output, json_option, table
 
 _LOOK_EVERY: Final = 0.2
+# After that everything is said to be up all the same, and `aegis health` says what is not.
+_ALIVE_WITHIN: Final = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +91,30 @@ def bring_up(
         supervisor.start(service)
     database = Database(configured.database, pool_size=1)
     upgrade(database, deployment=configured.deployment)
-    database.close()
     logs = configured.places.logs
     for number in range(1, workers + 1):
-        supervisor.start(stack.worker(configured, logs, number, concurrency))
+        supervisor.start(stack.worker(configured, logs, number, concurrency, watched=flower))
     supervisor.start(stack.beat(logs))
-    if not flower:
-        return None
-    service, monitor = stack.flower(logs)
-    supervisor.start(service)
+    monitor = None
+    if flower:
+        service, monitor = stack.flower(logs)
+        supervisor.start(service)
+    _await_workers(configured, supervisor, database, monitor)
+    database.close()
     return monitor
+
+
+def _await_workers(configured: Settings, supervisor: Supervisor, database: Database, monitor: Flower | None) -> None:
+    """Wait until each worker has said that it lives; and Flower heard of it, which never shows what came before."""
+    workers = sum(name.startswith("worker") for name in supervisor.names())
+    deadline = time.monotonic() + _ALIVE_WITHIN
+    while time.monotonic() < deadline:
+        with database.statement() as connection:
+            living = watch.living(connection, configured.recovery.heartbeat_timeout)
+        if min(living, living if monitor is None else monitor.sees()) >= workers:
+            return
+        supervisor.look()
+        time.sleep(_LOOK_EVERY)
 
 
 class Stopping:

@@ -140,17 +140,7 @@ def verify(
             last = envelope
         prev = row.hash
         expected_seq = row.seq + 1
-    end = max(workflow.seq, expected_seq - 1)
-    for stored in checkpoints:
-        if stored.seq > end:
-            audit.found(stored.seq, Code.CHECKPOINT_MISMATCH, None, f"a checkpoint of transition {stored.seq}")
-        elif stored.number:
-            audit.progress(stored, progress.get(stored.seq))
-    kept = {(stored.seq, stored.commitment.hex()) for stored in checkpoints if stored.number}
-    for seq, listed in progress.items():
-        for commitment in sorted(listed):
-            if (seq, commitment) not in kept:
-                audit.found(seq, Code.CHECKPOINT_MISMATCH, commitment, None)
+    audit.checkpoints_between(checkpoints, progress, max(workflow.seq, expected_seq - 1))
     audit.row(workflow, last, prev, expected_seq - 1)
     return audit.findings
 
@@ -233,6 +223,21 @@ class _Audit:
             return
         self.same(seq, Code.CHECKPOINT_MISMATCH, committed, stored.commitment.hex())
         self.body(stored)
+
+    def checkpoints_between(
+        self, checkpoints: Sequence[StoredCheckpoint], listed: Mapping[int, frozenset[str]], end: int
+    ) -> None:
+        """Check the checkpoints beside the transitions' own: all that are there, and all that should be."""
+        for stored in checkpoints:
+            if stored.seq > end:
+                self.found(stored.seq, Code.CHECKPOINT_MISMATCH, None, f"a checkpoint of transition {stored.seq}")
+            elif stored.number:
+                self.progress(stored, listed.get(stored.seq))
+        kept = {(stored.seq, stored.commitment.hex()) for stored in checkpoints if stored.number}
+        for seq, commitments in listed.items():
+            for commitment in sorted(commitments):
+                if (seq, commitment) not in kept:
+                    self.found(seq, Code.CHECKPOINT_MISMATCH, commitment, None)
 
     def progress(self, stored: StoredCheckpoint, listed: frozenset[str] | None) -> None:
         """Check a checkpoint taken inside a handler; the next transition lists it (None: not there yet)."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final
 
 from sqlalchemy import Connection, func, select
 
 from ..persistence import history
-from ..persistence.models import TransitionRow, WorkerRow, WorkflowRow
+from ..persistence.models import TransitionRow, WorkflowRow
 from .archive import Base, ManifestRow
 
 # created, read, compress, compare, enter
@@ -42,12 +41,6 @@ class Verdict:
 def make_manifest(connection: Connection) -> None:
     """Make the demo's own table."""
     Base.metadata.create_all(connection)
-
-
-def living_workers(connection: Connection, heartbeat_timeout: float) -> int:
-    """Return how many workers gave a sign of life within so many seconds."""
-    since = func.clock_timestamp() - timedelta(seconds=heartbeat_timeout)
-    return connection.execute(select(func.count()).where(WorkerRow.seen_at > since)).scalar_one()
 
 
 def progress(connection: Connection, run: str) -> Progress:

@@ -15,6 +15,7 @@ from typing import Final
 from ..config import settings as config
 from ..config.settings import Settings
 from ..core.errors import ConfigurationError, ServerUnavailable
+from ..persistence import watch
 from ..persistence.database import Database
 from ..persistence.migrate import upgrade
 from ..servers import stack
@@ -70,8 +71,8 @@ class Plan:
 Watch = Callable[[Progress, Chaos | None], None]
 
 
-def run(plan: Plan, given: Settings, tell: Callable[[str], None], watch: Watch) -> Report:
-    """Run the demo; ``watch`` is called a few times a second.
+def run(plan: Plan, given: Settings, tell: Callable[[str], None], show: Watch) -> Report:
+    """Run the demo; ``show`` is called a few times a second.
 
     Raises:
         AegisError: it could not be run at all.
@@ -85,7 +86,7 @@ def run(plan: Plan, given: Settings, tell: Callable[[str], None], watch: Watch) 
         supervisor = Supervisor(lambda service, what: None if service in _WORKERS else tell(f"{service} {what}"))
         try:
             _bring_up(settings, supervisor, tell)
-            return _work(plan, settings, supervisor, name, chosen, archive, tell, watch)
+            return _work(plan, settings, supervisor, name, chosen, archive, tell, show)
         finally:
             supervisor.stop()
 
@@ -136,7 +137,7 @@ def _bring_up(settings: Settings, supervisor: Supervisor, tell: Callable[[str], 
     database = Database(settings.database, pool_size=1)
     upgrade(database, deployment=settings.deployment)
     with database.statement() as connection:
-        if living := ledger.living_workers(connection, settings.heartbeat_timeout):
+        if living := watch.living(connection, settings.recovery.heartbeat_timeout):
             raise ConfigurationError(
                 "AEGIS_DATABASE_URL",
                 f"{living} workers live on this database, and the demo kills and wipes",
@@ -160,7 +161,7 @@ def _work(
     chosen: list[Path],
     archive: Path,
     tell: Callable[[str], None],
-    watch: Watch,
+    show: Watch,
 ) -> Report:
     database = Database(settings.database, pool_size=2)
     _await_workers(database, settings)
@@ -181,7 +182,7 @@ def _work(
             now = ledger.progress(connection, run_name)
         if chaos is not None:
             chaos.look(now.completed, len(chosen))
-        watch(now, chaos)
+        show(now, chaos)
         finished = now.completed + now.ended_otherwise == len(chosen)
         if len(accepted) == len(chosen):
             time.sleep(_LOOK_EVERY)
@@ -195,7 +196,7 @@ def _await_workers(database: Database, settings: Settings) -> None:
     deadline = time.monotonic() + _READY_WITHIN
     while time.monotonic() < deadline:
         with database.statement() as connection:
-            if ledger.living_workers(connection, settings.heartbeat_timeout) >= len(_WORKERS):
+            if watch.living(connection, settings.recovery.heartbeat_timeout) >= len(_WORKERS):
                 return
         time.sleep(_LOOK_EVERY)
     raise ServerUnavailable("worker", f"none lived after {_READY_WITHIN:g} s", f"see {settings.places.logs}")

@@ -13,7 +13,7 @@ from ..core.recovery import Heartbeat
 from . import database, history, watch
 from .models import SweepRow, WorkflowRow
 
-# The chains that health verifies: the ones that moved last.
+# The chains that health verifies: the ones that were started last.
 _SAMPLE: Final = 5
 
 

@@ -97,6 +97,12 @@ def heartbeats(connection: Connection) -> list[Heartbeat]:
     ]
 
 
+def living(connection: Connection, timeout: timedelta) -> int:
+    """Return how many workers gave a sign of life within the last ``timeout``."""
+    since = func.clock_timestamp() - timeout
+    return connection.execute(select(func.count()).where(WorkerRow.seen_at > since)).scalar_one()
+
+
 def neighbours(connection: Connection, host: str) -> list[tuple[str, int]]:
     """Return id and pid of the workers that said they run on this host."""
     rows = connection.execute(select(WorkerRow.id, WorkerRow.pid).where(WorkerRow.host == host))

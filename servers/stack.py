@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
 import signal
 import socket
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +58,14 @@ class Flower:
             probe.settimeout(0.5)
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
+    def sees(self) -> int:
+        """Return from how many workers it has heard; what they did before that, it does not know."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/workers?json=1", timeout=1) as answer:  # noqa: S310 - loopback
+                return len(json.load(answer)["data"])
+        except (OSError, ValueError):
+            return 0
+
 
 def servers(settings: Settings) -> list[Service]:
     """Return the private servers, prepared; none where addresses are set.
@@ -90,8 +100,11 @@ def servers(settings: Settings) -> list[Service]:
     ]
 
 
-def worker(settings: Settings, logs: Path, number: int, concurrency: int) -> Service:
-    """Return a worker; ``concurrency`` is how many handlers it runs at once."""
+def worker(settings: Settings, logs: Path, number: int, concurrency: int, *, watched: bool = False) -> Service:
+    """Return a worker; ``concurrency`` is how many handlers it runs at once.
+
+    ``watched`` by Flower, it sends events from its first task on, without being asked to.
+    """
     return Service(
         name=f"worker-{number}",
         # A name of its own at each start: Celery's neighbours must not take it for its predecessor.
@@ -101,6 +114,7 @@ def worker(settings: Settings, logs: Path, number: int, concurrency: int) -> Ser
             f"--concurrency={concurrency}",
             "--without-mingle",
             "--without-gossip",
+            *(["--task-events"] if watched else []),
         ],
         log=logs / f"worker-{number}.log",
         stage=2,
@@ -131,6 +145,8 @@ def free_port(preferred: int) -> int:
     """Return the preferred port of the loopback interface if it is free, or any other."""
     for port in (preferred, 0):
         with socket.socket() as probe:
+            # As servers do: connections of the one before, that are still winding down, do not hold its port.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
