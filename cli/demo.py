@@ -73,6 +73,7 @@ class _Screen:
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("starting", total=None, also="")
 
@@ -116,7 +117,7 @@ def render(console: Console, plan: Plan, report: Report, total: float) -> None:
         ("transitions", f"{report.transitions} in {report.seconds:.1f} s, {report.per_second:.0f} a second"),
         ("workers killed", report.kills),
         ("broker wiped", report.wipes),
-        ("workflows resumed", f"{report.resumed} went on from their last checkpoint in another process"),
+        ("workflows resumed", f"{report.resumed} cut off in a handler, and gone on from their last checkpoint"),
         ("able to go on after", _times(report)),
         ("lost", Text(str(report.lost), style=zero[report.lost == 0])),
         ("recorded twice", Text(str(report.recorded_twice), style=zero[report.recorded_twice == 0])),

@@ -15,6 +15,7 @@ from ..workers.load import load_workflows
 from .connect import database
 
 _PASS_ON: Final = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+_json_option = click.option("--json", "as_json", is_flag=True, help="Log one JSON object a line.")
 
 
 @click.command("worker", context_settings=_PASS_ON)
@@ -22,10 +23,13 @@ _PASS_ON: Final = {"ignore_unknown_options": True, "help_option_names": ["-h", "
     "-c", "--concurrency", type=click.IntRange(min=1), help="How many handlers at once; a core each by default."
 )
 @click.option("-Q", "--queues", help="The queues to listen to, separated by commas.")
+@_json_option
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def worker_command(concurrency: int | None, queues: str | None, celery_options: tuple[str, ...]) -> None:
+def worker_command(
+    concurrency: int | None, queues: str | None, celery_options: tuple[str, ...], *, as_json: bool
+) -> None:
     """Run a worker; any number may run, on any host. Other options go to `celery worker` as they are."""
-    _can_run()
+    _can_run(as_json=as_json)
     options = list(celery_options)
     if not any(option.startswith(("-n", "--hostname")) for option in options):
         # A name of its own, also beside others on the same host.
@@ -38,15 +42,21 @@ def worker_command(concurrency: int | None, queues: str | None, celery_options: 
 
 
 @click.command("beat", context_settings=_PASS_ON)
+@_json_option
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def beat_command(celery_options: tuple[str, ...]) -> None:
-    """Run beat: the recovery sweep and the periodic checkpoint. Two at once are safe."""
-    _can_run()
+def beat_command(celery_options: tuple[str, ...], *, as_json: bool) -> None:
+    """Run beat: the recovery sweep and the periodic checkpoint. Two at once are safe.
+
+    Other options go to `celery beat` as they are.
+    """
+    _can_run(as_json=as_json)
     _become("beat", list(celery_options))
 
 
-def _can_run() -> None:
+def _can_run(*, as_json: bool) -> None:
     """Say what is wrong before Celery starts: its own words for it are many."""
+    if as_json:
+        os.environ["AEGIS_LOG_FORMAT"] = "json"  # what answers nothing speaks by its log
     load_workflows(settings().workflows)
     try:
         database().close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from redis import Redis
 
 from ..config.settings import Settings
 from ..persistence.database import Connection, Database
+from ..servers import watchdog
 from ..servers.supervisor import Supervisor
 from . import ledger
 
@@ -70,19 +72,27 @@ class Chaos:
 
     def _kill(self) -> bool:
         # Only who is at work: a worker that is still starting has nothing to lose.
-        with self.database.statement() as connection:
-            at_work = {name: ledger.in_hand(connection, self.run, name) for name in self.workers}
-        busy = [name for name, held in at_work.items() if held]
+        busy = [name for name in self.workers if self._in_hand(name)]
         if not busy:
             return False
         name = self._random.choice(busy)
-        held = at_work[name]
-        pid = self.supervisor.kill(name)
+        # Stopped before it is looked at again: its handlers take milliseconds, and what is counted is what dies.
+        pid = self.supervisor.pid(name)
+        watchdog.send(pid, signal.SIGSTOP)
+        held = self._in_hand(name)
+        if not held:
+            watchdog.send(pid, signal.SIGCONT)
+            return False
+        self.supervisor.kill(name)
         self.kills += 1
         healed = lambda connection: not ledger.still_in_hand(connection, held)  # noqa: E731 - it is kept
         self.wounds.append(Wound(what="kill", at=time.monotonic(), is_healed=healed))
         self.tell(f"{name} (pid {pid}) killed with {len(held)} workflow{'s' * (len(held) > 1)} in hand")
         return True
+
+    def _in_hand(self, name: str) -> dict[str, int]:
+        with self.database.statement() as connection:
+            return ledger.in_hand(connection, self.run, name)
 
     def _wipe(self) -> None:
         with self.database.statement() as connection:

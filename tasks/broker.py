@@ -135,6 +135,7 @@ class Broker:
             raise BrokerUnavailable(self.url, "it did not answer a moment ago")
         try:
             with self._app.producer_or_acquire() as producer:
+                _connect(producer.connection)
                 return act(producer)
         except self._errors as error:
             # The next callers need not wait out the same time-outs, in an application's request perhaps.
@@ -147,6 +148,11 @@ class Broker:
         connection = self._app.connection_for_write()
         told = (*connection.connection_errors, *connection.channel_errors)
         return (OSError, KombuError, *(error for error in told if issubclass(error, Exception)))
+
+
+def _connect(connection: Any) -> None:
+    """Connect, if it is not: once to each host. Left to itself, kombu goes on trying for six seconds."""
+    connection.ensure_connection(max_retries=max(0, len(connection.alt) - 1), interval_start=0, interval_step=0)
 
 
 def _reason(error: BaseException) -> str:

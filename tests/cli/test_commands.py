@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -12,6 +13,7 @@ import psycopg2
 import pytest
 from command_line import CommandLine, Said
 from deployment import Deployment
+from fault_workflows import Failing
 from local_engine import eventually
 from private_servers import PrivatePostgres
 
@@ -572,3 +574,22 @@ def test_db_brings_an_empty_database_to_the_schema(postgres: PrivatePostgres, id
         assert (plain.status, the_line(plain)) == (0, f"the schema is at {wanted}, as needed")
         assert (as_json.status, as_json.document()) == (0, {"version": wanted, "wanted": wanted, "fits": True})
         assert aegis("start", "Steps").status == 0
+
+
+# --- worker and beat --------------------------------------------------------------------------------------
+
+
+def test_worker_and_beat_log_json_where_they_are_asked_to(deploy: Callable[..., Deployment], tmp_path: Path) -> None:
+    deployment = deploy(PYTHONWARNINGS="ignore")
+    aegis = CommandLine(deployment.environment, tmp_path)
+    running = [aegis.begin("worker", "--json", "-c", "1"), aegis.begin("beat", "--json")]
+    try:
+        deployment.engine.start(Failing(times=1), id="once")
+        deployment.await_status("once", "completed", within=60)
+    finally:
+        for process in running:
+            process.terminate()
+    worker, beat = (CommandLine.end(process) for process in running)
+    events = [json.loads(line) for line in worker.stderr.splitlines()]
+    assert [event["workflow_id"] for event in events if event["event"] == "attempt failed"] == ["once"]
+    assert all(json.loads(line)["timestamp"] for line in beat.stderr.splitlines())

@@ -11,7 +11,10 @@ from fault_workflows import Approval, Steps
 from local_engine import eventually
 from private_servers import PrivateBroker, folder
 
+from aegis.config.settings import Settings
+from aegis.core.bell import Bell
 from aegis.tasks.broker import Broker
+from aegis.workers.factory import make_app
 
 pytestmark = pytest.mark.faults
 
@@ -57,6 +60,16 @@ def test_killed_and_back_empty(tmp_path: Path, database_url: str, own_broker: Pr
         own_broker.start()
         deployment.await_all("completed", MANY + 1, within=90)
         deployment.assert_sound()
+
+
+def test_a_broker_that_is_away_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself, kombu sleeps and tries again for six seconds: in an application's request."""
+    waits: list[float] = []
+    monkeypatch.setattr("kombu.utils.functional.sleep", waits.append)
+    settings = Settings(database_url="postgresql://a@b/c", broker_url="redis+socket:///nonexistent/valkey.sock")
+    bell = Bell(workflow_id="w", seq=0, queue=None, label="Steps.one")
+    assert not Broker(make_app(settings)).ring([bell])
+    assert waits == []
 
 
 def test_part_of_the_queue_lost(deployment: Deployment) -> None:
