@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import click
@@ -12,12 +12,14 @@ from rich.text import Text
 
 from ..core.verify import Finding
 from ..persistence import history
+from ..persistence.database import Database
 from ..persistence.models import STATUSES
 from ..persistence.records import WorkflowSummary, WorkflowTransition
 from .connect import database
 from .output import EXIT_NO, EXIT_OK, Output, json_option, moment, status_text, table
 
 _SHORT_HASH: Final = 12
+_PAGE: Final = 500
 
 
 @click.command("list")
@@ -99,13 +101,11 @@ def verify_command(out: Output, workflow_id: str | None, *, everything: bool) ->
     """
     if (workflow_id is None) != everything:
         raise click.UsageError("give the ID of a workflow, or --all")
-    with database().snapshot() as connection:
-        ids = history.workflow_ids(connection) if workflow_id is None else iter([workflow_id])
-        found: list[Finding] = []
-        verified = 0
-        for each in ids:
-            found += history.findings(connection, each)
-            verified += 1
+    found: list[Finding] = []
+    verified = 0
+    for findings in _verified(database(), workflow_id):
+        found += findings
+        verified += 1
 
     def render(console: Console) -> None:
         for finding in found:
@@ -119,6 +119,22 @@ def verify_command(out: Output, workflow_id: str | None, *, everything: bool) ->
 
     out.show({"valid": not found, "verified": verified, "findings": found}, render)
     return EXIT_NO if found else EXIT_OK
+
+
+def _verified(used: Database, workflow_id: str | None) -> Iterator[list[Finding]]:
+    """Go through one workflow, or all of them; yield what is wrong with each."""
+    if workflow_id is not None:
+        with used.snapshot() as connection:
+            yield history.findings(connection, workflow_id)
+        return
+    after: str | None = ""
+    while after is not None:
+        # A moment for each page: one for all of it would keep the database from cleaning up meanwhile.
+        with used.snapshot() as connection:
+            page = history.page_of_ids(connection, after=after, limit=_PAGE)
+            for each in page:
+                yield history.findings(connection, each)
+        after = page[-1] if page else None
 
 
 def _line(row: WorkflowSummary) -> Sequence[object]:

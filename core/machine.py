@@ -63,6 +63,8 @@ class Pending:
 
     automatic: Edge | None = None
     accepts: tuple[str, ...] = ()
+    event_queue: str | None = None
+    """The queue of the events' transitions; None: the default one, or not the same for all of them."""
     timer: Edge | None = None
     timer_at: datetime | None = None
 
@@ -106,11 +108,13 @@ class Definition:
     def pending(self, state: str, *, entered_at: datetime) -> Pending:
         """Return what a workflow that entered ``state`` at that time waits for."""
         leaving = self.leaving(state)
+        queues = {edge.queue for edge in leaving if edge.on is not None}
         timers = [edge for edge in leaving if edge.after is not None]
         timer = min(timers, key=lambda edge: edge.after or timedelta.max) if timers else None
         return Pending(
             automatic=next((edge for edge in leaving if edge.kind is Kind.AUTOMATIC), None),
             accepts=tuple(edge.on for edge in leaving if edge.on is not None),
+            event_queue=queues.pop() if len(queues) == 1 else None,
             timer=timer,
             timer_at=None if timer is None or timer.after is None else entered_at + timer.after,
         )

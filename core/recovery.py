@@ -52,6 +52,7 @@ class Claimed:
     claim: int
     owner: str
     pid: int
+    thread: int | None
     claimed_at: datetime
 
 
@@ -116,9 +117,25 @@ def abandoned(
     now: datetime,
     watched_since: datetime,
 ) -> list[Claimed]:
-    """Return the claims whose process is gone: its worker is, or lives on without it."""
+    """Return the claims that nobody works on: the worker is gone, or lives on without that process.
+
+    Or the very thread has claimed something else since: one hand holds one workflow at a time, so
+    what it held before was left over by an error that nobody thought of.
+    """
     by_id = {beat.worker_id: beat for beat in living}
-    return [claim for claim in claims if _is_abandoned(claim, by_id.get(claim.owner), policy, now, watched_since)]
+    newest: dict[tuple[str, int, int | None], datetime] = {}
+    for claim in claims:
+        newest[_hand(claim)] = max(claim.claimed_at, newest.get(_hand(claim), claim.claimed_at))
+    return [
+        claim
+        for claim in claims
+        if claim.claimed_at < newest[_hand(claim)]
+        or _is_abandoned(claim, by_id.get(claim.owner), policy, now, watched_since)
+    ]
+
+
+def _hand(claim: Claimed) -> tuple[str, int, int | None]:
+    return (claim.owner, claim.pid, claim.thread)
 
 
 def _is_abandoned(

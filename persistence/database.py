@@ -11,16 +11,16 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import psycopg2
-from psycopg2 import errorcodes
+from psycopg2 import errorcodes, extensions
 from sqlalchemy import Connection as Connection  # noqa: PLC0414 - likewise
 from sqlalchemy import create_engine, event, func, select
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session as Session  # noqa: PLC0414 - for those who may not import SQLAlchemy
 
 from ..config.settings import safe_url
-from ..core.errors import DatabaseUnavailable
+from ..core.errors import DatabaseUnavailable, InvalidHandlerResult
 from .statements import Hot
 
 # A server that shuts down, was demoted, or is not up yet: SQLAlchemy takes only some of these for
@@ -29,6 +29,8 @@ _GONE: Final = frozenset({"25006", "57P01", "57P02", "57P03"})
 # Connection exceptions, insufficient resources (no connection slot, no memory, no disk), and a
 # statement that was given up because it took too long.
 _AWAY: Final = ("08", "53", "57014")
+# Deadlocks and serialization failures, and a lock that was not had in time.
+_IN_FAVOUR: Final = ("40", "55P03")
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _CONNECT: Final = {
     "connect_timeout": 5,
@@ -37,9 +39,8 @@ _CONNECT: Final = {
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
-    "options": "-c timezone=UTC",
     "application_name": "aegis",
-}
+}  # and no options: poolers in between refuse, or ignore, what they cannot keep apart
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
@@ -48,19 +49,19 @@ class Database:
     """An engine, and the ways to use it: single statements, transactions, moments, hot statements.
 
     ``pool_size`` connections are kept; ``pre_ping`` tries each before use, which costs a round
-    trip and is meant for applications, whose connections are idle for long; a statement that
-    takes longer than ``statement_timeout`` is given up.
+    trip and is meant for applications, whose connections are idle for long.
     """
 
-    def __init__(
-        self, url: str, *, pool_size: int = 5, pre_ping: bool = True, statement_timeout: timedelta | None = None
-    ) -> None:
+    def __init__(self, url: str, *, pool_size: int = 5, pre_ping: bool = True) -> None:
         self.url = safe_url(url)
-        options = dict(_CONNECT)
-        if statement_timeout is not None:
-            options["options"] = f"{_CONNECT['options']} -c statement_timeout={statement_timeout // _MILLISECOND}"
         self.engine = create_engine(
-            url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=pre_ping, connect_args=options
+            url,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_pre_ping=pre_ping,
+            connect_args=_CONNECT,
+            # Whatever the server's default is: a write that waited for another must see what that one wrote.
+            isolation_level="READ COMMITTED",
         )
         event.listen(self.engine, "handle_error", _see_through)
         # One statement is one transaction there, and one round trip instead of three.
@@ -77,12 +78,14 @@ class Database:
             DatabaseUnavailable: it does not answer, or broke off; the outcome may be unknown.
 
         """
-        with self._translated(), self._single.connect() as connection:
+        with self._translated(also=is_transient), self._single.connect() as connection:
             yield connection
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """Give a session that commits at the end, or rolls back if anything was raised.
+
+        What PostgreSQL gave up in favour of another transaction is raised as it is: see ``is_transient``.
 
         Raises:
             DatabaseUnavailable: it does not answer, or broke off; the outcome may be unknown.
@@ -92,14 +95,19 @@ class Database:
             yield session
 
     @contextmanager
-    def snapshot(self) -> Iterator[Connection]:
+    def snapshot(self, statement_timeout: timedelta | None = None) -> Iterator[Connection]:
         """Give a connection that sees one moment of the database throughout, and cannot write.
+
+        A statement that takes longer than ``statement_timeout`` is given up.
 
         Raises:
             DatabaseUnavailable: it does not answer, or broke off.
 
         """
-        with self._translated(), self._moment.connect() as connection:
+        with self._translated(also=is_transient), self._moment.connect() as connection:
+            if statement_timeout is not None:
+                milliseconds = str(statement_timeout // _MILLISECOND)
+                connection.execute(select(func.set_config("statement_timeout", milliseconds, True)))
             yield connection
 
     def run(self, hot: Hot, parameters: Mapping[str, Any]) -> Sequence[Any] | None:
@@ -117,6 +125,8 @@ class Database:
                 direct = self._direct.held = _Direct(self._own_connection())
             return direct.run(hot, parameters)
         except (psycopg2.Error, DBAPIError, PoolTimeout) as error:
+            if is_transient(error):  # the connection is as good as before
+                raise DatabaseUnavailable(self.url, reason_of(error)) from error
             if not is_unavailable(error):
                 raise
             self._direct.held = None
@@ -141,11 +151,11 @@ class Database:
             connection.exec_driver_sql("SELECT 1")
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, also: Callable[[BaseException], bool] = lambda _: False) -> Iterator[None]:
         try:
             yield
         except (DBAPIError, PoolTimeout) as error:
-            if not is_unavailable(error):
+            if not (is_unavailable(error) or also(error)):
                 raise
             raise DatabaseUnavailable(self.url, reason_of(error)) from error
 
@@ -209,6 +219,29 @@ def in_transaction(session: Session) -> Callable[[Hot, Mapping[str, Any]], Seque
     return lambda hot, parameters: connection.exec_driver_sql(hot.text, dict(parameters)).one_or_none()
 
 
+@contextmanager
+def kept_open(session: Session, name: str) -> Iterator[None]:
+    """Refuse that the body ends the session's transaction, of which it is only a part; savepoints may come and go.
+
+    Raises:
+        InvalidHandlerResult: it tried to commit, or rolled back; nothing was committed.
+
+    """
+
+    def refuse(_session: Session) -> None:
+        if session.get_nested_transaction() is None:
+            raise InvalidHandlerResult(name, "it committed ctx.session, which commits with the checkpoint, by itself")
+
+    begun = session.get_transaction()
+    event.listen(session, "before_commit", refuse)
+    try:
+        yield
+    finally:
+        event.remove(session, "before_commit", refuse)
+    if begun is None or session.get_transaction() is not begun or not begun.is_active:
+        raise InvalidHandlerResult(name, "it rolled ctx.session back, which is rolled back if the handler raises")
+
+
 def now(connection: Connection) -> datetime:
     """Return the database's time, the only one that counts."""
     moment: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
@@ -230,9 +263,35 @@ def is_unavailable(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether PostgreSQL gave up one transaction in favour of another: a deadlock, a serialization failure."""
+    """Whether PostgreSQL gave this up in favour of another: a deadlock, a serialization failure, a lock not had."""
     original = error.orig if isinstance(error, DBAPIError) else error
-    return isinstance(original, psycopg2.Error) and (original.pgcode or "").startswith("40")
+    return isinstance(original, psycopg2.Error) and (original.pgcode or "").startswith(_IN_FAVOUR)
+
+
+def is_too_slow(error: BaseException) -> bool:
+    """Whether a statement was given up because it took longer than it may."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    cause = original.__cause__ if isinstance(original, DatabaseUnavailable) else None
+    return getattr(original, "pgcode", None) == errorcodes.QUERY_CANCELED or (cause is not None and is_too_slow(cause))
+
+
+def is_outage(session: Session, error: BaseException) -> bool:
+    """Whether it is the database that failed a handler inside its transaction, rather than what was asked of it.
+
+    An error of somebody else's database leaves this transaction as it was; and a statement that
+    was given up because it took too long would take as long the next time.
+    """
+    return _is_spoiled(session) and not is_too_slow(error) and (is_unavailable(error) or is_transient(error))
+
+
+def _is_spoiled(session: Session) -> bool:
+    """Whether the session's own transaction cannot go on: its connection is gone, or a statement on it failed."""
+    try:
+        driver = session.connection().connection.dbapi_connection
+    except (SQLAlchemyError, psycopg2.Error):
+        return True
+    status = None if driver is None or driver.closed else driver.info.transaction_status
+    return status in {None, extensions.TRANSACTION_STATUS_INERROR, extensions.TRANSACTION_STATUS_UNKNOWN}
 
 
 def reason_of(error: BaseException) -> str:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Generic, TypeVar
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from ..core.bell import Bell, Ring
 from ..core.errors import InvalidData, WaitTimeout, WorkflowNotCompleted
 from ..core.workflow import Workflow, registry
 from . import history, operations
-from .database import Database
+from .database import Database, is_transient
 from .models import STATUSES
 from .operations import Terms
 from .records import Checkpoint, WorkflowSummary, WorkflowTransition
@@ -28,6 +29,8 @@ _OVER: Final = frozenset({"completed", "failed", "cancelled", "quarantined"})
 # How often ``wait`` looks, in seconds: soon at first, then seldom enough to cost nothing.
 _FIRST_LOOK: Final = 0.02
 _LONGEST_LOOK: Final = 0.5
+_AT_ONCE: Final = 1000
+_MOST_TRIES: Final = 5
 
 
 @dataclass(frozen=True)
@@ -134,10 +137,21 @@ class DurableWorkflowEngine:
         return self._write(lambda session: operations.checkpoint(session, id))
 
     def resume_all_pending(self, workflow: type[W]) -> list_of[Handle[W]]:
-        """Ring every workflow of a type that could run now and is in nobody's hands; return them."""
-        bells = self._write(lambda session: operations.ring_pending(session, workflow.definition.type, self._terms))
-        rung = self._ring(bells) if bells else True
-        return [Handle(self, bell.workflow_id, rung) for bell in bells]
+        """Ring every workflow of a type that could run now and is in nobody's hands; return them.
+
+        Also those that wait while there are events for them: a new deployment may take these.
+        """
+        handles: list_of[Handle[W]] = []
+        type_name, after = workflow.definition.type, ""
+        while bells := self._write(
+            lambda session, after=after: operations.ring_pending(  # type: ignore[misc]
+                session, type_name, self._terms, after=after, limit=_AT_ONCE
+            )
+        ):
+            rung = self._ring(bells)
+            handles += [Handle(self, bell.workflow_id, rung) for bell in bells]
+            after = bells[-1].workflow_id
+        return handles
 
     # --- verbs that read --------------------------------------------------------------
 
@@ -235,8 +249,16 @@ class DurableWorkflowEngine:
     # --- how ----------------------------------------------------------------------------
 
     def _write(self, verb: Callable[[Session], T]) -> T:
-        with self.database.transaction() as session:
-            return verb(session)
+        left = _MOST_TRIES
+        while True:
+            left -= 1
+            try:
+                with self.database.transaction() as session:
+                    return verb(session)
+            except DBAPIError as error:
+                # Rolled back, whole, in favour of somebody else: nothing is half-written, and it may go through now.
+                if not (left and is_transient(error)):
+                    raise
 
     def _rung(self, bell: Bell | None) -> bool:
         # After the commit, never before: a worker that answered a bell for a row it cannot see yet

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, Select, func, literal, select, tuple_
 
 from ..core.canonical import Json, canonical, load
 from ..core.chain import checkpoint_commitment
@@ -65,8 +64,7 @@ def summaries(
     if before is not None:
         created_at, workflow_id = before
         query = query.where(
-            (WorkflowRow.created_at < created_at)
-            | ((WorkflowRow.created_at == created_at) & (WorkflowRow.id < workflow_id))
+            tuple_(WorkflowRow.created_at, WorkflowRow.id) < tuple_(literal(created_at), literal(workflow_id))
         )
     return [_read_summary(row) for row in connection.execute(query)]
 
@@ -174,20 +172,16 @@ def findings(connection: Connection, workflow_id: str) -> list[Finding]:
     return verify(stored, chain, snapshots, deployment=deployment)
 
 
-def workflow_ids(connection: Connection, *, newest: int | None = None) -> Iterator[str]:
-    """Go through the ids of all workflows, or of the newest few."""
-    if newest is not None:
-        query = select(WorkflowRow.id).order_by(WorkflowRow.created_at.desc()).limit(newest)
-        yield from connection.execute(query).scalars()
-        return
-    last = ""
-    while page := list(
-        connection.execute(
-            select(WorkflowRow.id).where(WorkflowRow.id > last).order_by(WorkflowRow.id).limit(1000)
-        ).scalars()
-    ):
-        yield from page
-        last = page[-1]
+def newest_ids(connection: Connection, count: int, *, longest: int) -> list[str]:
+    """Return the ids of the newest workflows that have at most so many transitions."""
+    newest = select(WorkflowRow.id, WorkflowRow.seq).order_by(WorkflowRow.created_at.desc()).limit(count).subquery()
+    return list(connection.execute(select(newest.c.id).where(newest.c.seq <= longest)).scalars())
+
+
+def page_of_ids(connection: Connection, *, after: str, limit: int) -> list[str]:
+    """Return the next ids after ``after``; going on from the last one goes through all."""
+    query = select(WorkflowRow.id).where(WorkflowRow.id > after).order_by(WorkflowRow.id).limit(limit)
+    return list(connection.execute(query).scalars())
 
 
 def _summaries() -> Select[Any]:

@@ -95,6 +95,9 @@ class WorkflowRow(Base):
     rings: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     """How often it was rung since it last moved; 0: no bell is under way."""
 
+    strayed: Mapped[int] = mapped_column(server_default=text("0"))
+    """How often its bell was answered by a worker that does not know its type, since one last did."""
+
     claim: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """The fencing token: higher at each claim, never lower again."""
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
@@ -132,7 +135,14 @@ class WorkflowRow(Base):
         Index("aegis_workflow_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
         Index("aegis_workflow_owned", "owner", postgresql_where=text("owner IS NOT NULL")),
         Index("aegis_workflow_newest", "created_at", "id"),
-        Index("aegis_workflow_troubled", "status", postgresql_where=text("status IN ('failed', 'quarantined')")),
+        # Those that people look for, and that are few.
+        Index(
+            "aegis_workflow_troubled",
+            "status",
+            "created_at",
+            "id",
+            postgresql_where=text("status IN ('failed', 'quarantined', 'paused', 'cancelled')"),
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -204,16 +204,21 @@ def send(session: Session, workflow_id: str, event: str, payload: object, key: s
             workflow_id=workflow_id, name=event, key=key, sender=terms.actor, payload=body, received_at=now
         )
     )
-    # A handler's retry keeps its delay: an event wakes only who waits.
-    edge = workflow.definition.on_event(position.state, event) if status == "waiting" else None
     changes: dict[str, Any] = {"inbox": WorkflowRow.inbox + 1, "updated_at": now}
-    if edge is not None:
-        changes |= {"status": "pending", "ready_at": now, "due_at": now + terms.grace, "rings": 1, "queue": edge.queue}
+    edge = workflow.definition.on_event(position.state, event)
+    # A handler's retry keeps its delay: an event wakes only who waits. Whether it waits for this one is said
+    # by its row as well: the code of whoever sends may be older than that of the workers.
+    wakes = status == "waiting" and (edge is not None or event in position.following.accepts)
+    queue = None if edge is None else edge.queue
+    if wakes:
+        changes |= _awake(now, terms) | {"queue": queue}
     session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(**changes))
-    if edge is None:
-        return None
-    label = f"{position.type}.{edge.name}"
-    return Bell(workflow_id=workflow_id, seq=position.seq, queue=edge.queue, label=label)
+    label = _label(position.type, None if edge is None else edge.name)
+    return Bell(workflow_id=workflow_id, seq=position.seq, queue=queue, label=label) if wakes else None
+
+
+def _awake(now: datetime, terms: Terms) -> dict[str, Any]:
+    return {"status": "pending", "ready_at": now, "due_at": now + terms.grace, "rings": 1}
 
 
 # --- pause, resume, retry, cancel ---------------------------------------------------------
@@ -241,6 +246,9 @@ def pause(session: Session, workflow_id: str, reason: str, terms: Terms) -> None
 def resume(session: Session, workflow_id: str, reason: str, terms: Terms) -> Bell | None:
     """Go on after a pause; a workflow that is merely pending is rung, also before its retry is due.
 
+    One that waits, with events that its state did not take when they came, looks at them again:
+    a new deployment may have taught the state to take them.
+
     Raises:
         WorkflowNotFound, WrongStatus: nothing was written.
 
@@ -249,9 +257,9 @@ def resume(session: Session, workflow_id: str, reason: str, terms: Terms) -> Bel
     position, status, now = lock(session, workflow_id)
     if status in _OPEN:
         changes: dict[str, Any] = {"pausing": None, "updated_at": now}
-        ready = status == "pending" and not _is_claimed(session, workflow_id)
+        ready = (status == "pending" or position.inbox > 0) and not _is_claimed(session, workflow_id)
         if ready:  # whoever resumes it does not want to wait for the delay of its retry
-            changes |= {"ready_at": now, "due_at": now + terms.grace, "rings": 1}
+            changes |= _awake(now, terms)
         session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(**changes))
         return _bell(workflow_id, position.seq, position.type, position.following) if ready else None
     _need(position, status, "resuming", ("paused", *_OPEN))
@@ -351,26 +359,38 @@ def checkpoint(session: Session, workflow_id: str) -> Checkpoint | None:
     )
 
 
-def ring_pending(session: Session, type_name: str, terms: Terms) -> list[Bell]:
-    """Return a bell for each workflow of a type that could run now and is in nobody's hands."""
-    due = (
+def ring_pending(session: Session, type_name: str, terms: Terms, *, after: str, limit: int) -> list[Bell]:
+    """Return bells for workflows of a type that nobody has in hand and that have something to look at.
+
+    Those that could run now, and those that wait while there are events for them. By their ids, at
+    most ``limit`` of those after ``after``.
+    """
+    some = (
         select(WorkflowRow.id)
         .where(
+            WorkflowRow.id > after,
             WorkflowRow.type == type_name,
             WorkflowRow.owner.is_(None),
-            WorkflowRow.ready_at <= func.clock_timestamp(),
+            or_(
+                WorkflowRow.ready_at <= func.clock_timestamp(),
+                and_(WorkflowRow.status == "waiting", WorkflowRow.inbox > 0),
+            ),
         )
+        .order_by(WorkflowRow.id)
+        .limit(limit)
         .with_for_update(skip_locked=True)
     )
+    now = func.clock_timestamp()
     rows = session.execute(
         update(WorkflowRow)
-        .where(WorkflowRow.id.in_(due))
-        .values(due_at=func.clock_timestamp() + terms.grace, rings=1)
+        .where(WorkflowRow.id.in_(some))
+        .values(status="pending", ready_at=func.least(WorkflowRow.ready_at, now), due_at=now + terms.grace, rings=1)
         .returning(WorkflowRow.id, WorkflowRow.seq, WorkflowRow.queue, WorkflowRow.following)
     )
-    return [
+    bells = [
         Bell(workflow_id=row.id, seq=row.seq, queue=row.queue, label=_label(type_name, row.following)) for row in rows
     ]
+    return sorted(bells, key=lambda bell: bell.workflow_id)
 
 
 # --- shared -------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ class Following:
     accepts: tuple[str, ...]
     timer_at: datetime | None
     queue: str | None
+    event_queue: str | None
+    """Where to ring if there is an event for it already."""
 
     @classmethod
     def of(cls, pending: Pending) -> Following:
@@ -30,6 +32,7 @@ class Following:
             accepts=pending.accepts,
             timer_at=pending.timer_at,
             queue=None if edge is None else edge.queue,
+            event_queue=pending.event_queue,
         )
 
     @property

@@ -15,8 +15,10 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     CursorResult,
+    Integer,
     Text,
     Update,
+    case,
     cast,
     func,
     literal,
@@ -24,6 +26,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from ..core.canonical import canonical
@@ -40,6 +43,10 @@ _UNOWNED: Final[Mapping[str, Any]] = {
     "checkpoint_asked_at": null(),
 }
 
+
+_LONGEST_LEAVE: Final = timedelta(minutes=5)
+# One second, doubled so often: half a minute.
+_MOST_STRAYS: Final = 5
 
 Runner: TypeAlias = Callable[[Hot, Mapping[str, Any]], Sequence[Any] | None]
 """What runs a hot statement and returns its row: a worker's own connection, or a transaction."""
@@ -142,18 +149,30 @@ def fail_attempt(connection: Connection, position: Position, error: Mapping[str,
 
 
 def leave(connection: Connection, position: Position, error: Mapping[str, Any] | None, delay: timedelta) -> bool:
-    """Put a claim back as if it had not been taken: the attempt does not count."""
+    """Put a claim back as if it had not been taken: the attempt does not count.
+
+    ``delay`` doubles each time that it happens again before anything else does: nothing else
+    bounds how often, and what takes the database down would do so every second.
+    """
+    before = _times(WorkflowRow.__table__.c.error)
+    told = null() if error is None else literal(dict(error), JSONB) + func.jsonb_build_object("times", before + 1)
     return _wrote(
         connection,
         _held(position).values(
             attempt=func.greatest(WorkflowRow.attempt - 1, 0),
-            due_at=func.clock_timestamp() + delay,
+            due_at=func.clock_timestamp() + func.least(delay * func.power(2, func.least(before, 20)), _LONGEST_LEAVE),
             rings=0,
-            error=null() if error is None else dict(error),
+            error=told,
             updated_at=_now(),
             **_UNOWNED,
         ),
     )
+
+
+def _times(error: ColumnElement[Any]) -> ColumnElement[int]:
+    """How often the same has been noted so far."""
+    times = error["times"]
+    return case((func.jsonb_typeof(times) == "number", cast(times.astext, Integer)), else_=0)
 
 
 def send_elsewhere(connection: Connection, position: Position, queue: str | None, grace: timedelta) -> bool:
@@ -206,7 +225,12 @@ def hand_over(connection: Connection, workflow_id: str, seq: int, known: Sequenc
             WorkflowRow.ready_at <= func.clock_timestamp(),
             kind.not_in(list(known)),
         )
-        .values(due_at=func.clock_timestamp() + delay, rings=0),
+        .values(
+            # Twice as late each time: its own workers may be busy for long, and these have better things to do.
+            due_at=func.clock_timestamp() + delay * func.power(2, func.least(WorkflowRow.strayed, _MOST_STRAYS)),
+            strayed=WorkflowRow.strayed + 1,
+            rings=0,
+        ),
     )
 
 
@@ -317,11 +341,13 @@ def _now() -> ColumnElement[datetime]:
 def read_position(row: Sequence[Any]) -> Position:
     """Return the record of the columns ``POSITION``, in their order."""
     named = dict(zip(POSITION, row, strict=True))
+    queue = named.pop("queue")
     following = Following(
         name=named.pop("following"),
         accepts=tuple(named.pop("accepts")),
         timer_at=named.pop("timer_at"),
-        queue=named.pop("queue"),
+        queue=queue,
+        event_queue=queue,
     )
     return Position(workflow_id=named.pop("id"), head=bytes(named.pop("head")), following=following, **named)
 
@@ -362,6 +388,7 @@ def _parameters(move: Move, grace: timedelta) -> dict[str, Any]:
         "accepts": canonical(list(following.accepts)).decode(),
         "timer_at": following.timer_at,
         "queue": following.queue,
+        "event_queue": following.event_queue,
         "at_once": following.at_once,
         "ended": following.ended,
         "entered_at": move.entered_at,

@@ -23,6 +23,7 @@ from sqlalchemy import (
     insert,
     literal,
     literal_column,
+    not_,
     null,
     or_,
     select,
@@ -81,6 +82,7 @@ def _claim() -> Select[Any]:
             claim=_W.claim + 1,
             attempt=_W.attempt + case((in_hand, 0), else_=1),
             claimed_at=func.clock_timestamp(),
+            strayed=0,
             updated_at=func.clock_timestamp(),
         )
         .returning(*(_W[name] for name in POSITION))
@@ -138,7 +140,11 @@ def _commit() -> Select[Any]:
             following=_given("following", Text),
             accepts=_given("accepts", JSONB),
             inbox=inbox,
-            queue=_given("queue", Text),
+            # An event that waits already may be for other workers than the timer.
+            queue=case(
+                (and_(called, not_(_given("at_once", Boolean))), _given("event_queue", Text)),
+                else_=_given("queue", Text),
+            ),
             moved_at=_given("at", _MOMENT),
             entered_at=_given("entered_at", _MOMENT),
             entered_seq=_given("entered_seq", BigInteger),

@@ -9,12 +9,14 @@ from typing import Final
 
 from sqlalchemy import Connection, Text, cast, func, select
 
-from ..core.recovery import Heartbeat
+from ..core.recovery import Heartbeat, Policy
 from . import database, history, watch
 from .models import SweepRow, WorkflowRow
 
-# The chains that health verifies: the ones that were started last.
+# The chains that health verifies: the ones that were started last, as far as they are not long.
 _SAMPLE: Final = 5
+_LONGEST_SAMPLE: Final = 200
+MOST_COUNTED: Final = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Vitals:
     troubled: int
     """Workflows that failed, or are quarantined: they wait for a person."""
     ready: int
-    """Workflows that could run now, and that nobody has in hand."""
+    """Workflows that could run now, and that nobody has in hand; counted up to ``MOST_COUNTED``."""
     overdue: timedelta
     """How long the oldest of the due workflows has been due."""
     running: int
@@ -42,21 +44,24 @@ class Vitals:
     sampled: int
 
 
-def read(connection: Connection, default_queue: str) -> Vitals:
+def read(connection: Connection, default_queue: str, policy: Policy) -> Vitals:
     """Read the figures, on one connection."""
     now = database.now(connection)
     workers = tuple(watch.heartbeats(connection))
-    ready = (WorkflowRow.owner.is_(None), WorkflowRow.ready_at <= now)
     saved = func.greatest(WorkflowRow.claimed_at, WorkflowRow.checkpointed_at)
     running, oldest_save = connection.execute(
         select(func.count(), func.min(saved)).where(WorkflowRow.owner.is_not(None))
     ).one()
     kind = WorkflowRow.type + "/" + cast(WorkflowRow.version, Text)
     queue = func.coalesce(WorkflowRow.queue, default_queue)
-    waiting = connection.execute(select(kind, queue, func.count()).where(*ready).group_by(kind, queue)).all()
+    # As many as it takes to see how things are: the look must not get slower with what it is to show.
+    some = select(kind.label("kind"), queue.label("queue")).where(*watch.ready(policy)).limit(MOST_COUNTED).subquery()
+    waiting = connection.execute(
+        select(some.c.kind, some.c.queue, func.count()).group_by(some.c.kind, some.c.queue)
+    ).all()
     known = frozenset[str]().union(*(worker.types for worker in workers))
     heard = frozenset[str]().union(*(worker.queues for worker in workers))
-    sample = list(history.workflow_ids(connection, newest=_SAMPLE))
+    sample = history.newest_ids(connection, _SAMPLE, longest=_LONGEST_SAMPLE)
     broken = [str(finding) for workflow_id in sample for finding in history.findings(connection, workflow_id)]
     oldest_due: datetime | None = connection.execute(
         select(func.min(WorkflowRow.due_at)).where(WorkflowRow.due_at.is_not(None), WorkflowRow.due_at <= now)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, Text, any_, case, cast, delete, func, null, select, update
+from sqlalchemy import ColumnElement, Connection, Text, and_, any_, case, cast, delete, func, null, or_, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from ..core.recovery import Claimed, Due, Heartbeat
+from ..core.recovery import Claimed, Due, Heartbeat, Policy
 from .models import SweepRow, WorkerRow, WorkflowRow
 
 # All claims of all workers; far more than any number of workers runs at once.
@@ -37,11 +37,13 @@ class Watch:
 
 def begin_sweep(connection: Connection, gap: timedelta) -> Watch:
     """Note that a sweep runs now; after a pause of more than ``gap`` the watch begins anew."""
-    now = func.clock_timestamp()
+    now = func.statement_timestamp()
+    # Not twice in a row: sweeps that are always so far apart would never find anybody dead.
+    begins = and_(SweepRow.ran_at < now - gap, SweepRow.since < SweepRow.ran_at)
     row = connection.execute(
         update(SweepRow)
         .where(SweepRow.id == 1)
-        .values(ran_at=now, since=case((SweepRow.ran_at < now - gap, now), else_=SweepRow.since))
+        .values(ran_at=now, since=case((begins, now), else_=SweepRow.since))
         .returning(SweepRow.since, now)
     ).one()
     return Watch(since=row[0], now=row[1])
@@ -124,11 +126,14 @@ def claims(connection: Connection) -> list[Claimed]:
     """Return everything that is in some worker's hands."""
     table = WorkflowRow.__table__.c  # these columns are never null where there is an owner
     rows = connection.execute(
-        select(table.id, table.claim, table.owner, table.owner_pid, table.claimed_at)
+        select(table.id, table.claim, table.owner, table.owner_pid, table.owner_thread, table.claimed_at)
         .where(WorkflowRow.owner.is_not(None))
         .limit(_MOST_CLAIMS)
     )
-    return [Claimed(workflow_id=row[0], claim=row[1], owner=row[2], pid=row[3], claimed_at=row[4]) for row in rows]
+    return [
+        Claimed(workflow_id=row[0], claim=row[1], owner=row[2], pid=row[3], thread=row[4], claimed_at=row[5])
+        for row in rows
+    ]
 
 
 def release(connection: Connection, abandoned: Sequence[Claimed]) -> int:
@@ -197,13 +202,56 @@ def look_again(connection: Connection, looks: Mapping[str, timedelta]) -> None:
         )
 
 
-def all_due(connection: Connection) -> int:
-    """Make everything due that could run now and is in nobody's hands; return how much that was."""
+def unheard_of(connection: Connection, workflow_ids: Sequence[str]) -> int:
+    """Make workflows due at once whose bell did not go out, if they still wait for one; return how many."""
     return connection.execute(
         update(WorkflowRow)
-        .where(WorkflowRow.owner.is_(None), WorkflowRow.ready_at <= func.clock_timestamp())
+        .where(
+            WorkflowRow.id == any_(cast(list(workflow_ids), ARRAY(Text))),
+            WorkflowRow.owner.is_(None),
+            WorkflowRow.ready_at <= func.clock_timestamp(),
+        )
         .values(due_at=func.clock_timestamp(), rings=0)
     ).rowcount
+
+
+def ready(policy: Policy) -> tuple[ColumnElement[bool], ...]:
+    """Return what is true of workflows that could run now and are in nobody's hands.
+
+    The last condition follows from the others, as nothing ready is left alone for longer; it lets
+    PostgreSQL find them by the index of ``due_at``, past the timers that run out later.
+    """
+    return (
+        WorkflowRow.owner.is_(None),
+        WorkflowRow.ready_at <= func.clock_timestamp(),
+        WorkflowRow.due_at <= func.clock_timestamp() + max(policy.longest_look, policy.ring_grace),
+    )
+
+
+def all_due(connection: Connection, policy: Policy, limit: int) -> int:
+    """Make at most so many workflows due that could run now and were rung before; return how many."""
+    some = (
+        select(WorkflowRow.id)
+        .where(*ready(policy), or_(WorkflowRow.rings != 0, WorkflowRow.due_at > func.clock_timestamp()))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return connection.execute(
+        update(WorkflowRow).where(WorkflowRow.id.in_(some)).values(due_at=func.clock_timestamp(), rings=0)
+    ).rowcount
+
+
+def due_queues(connection: Connection, known: Collection[str], limit: int) -> set[str | None]:
+    """Return the queues of the workflows that are due."""
+    kind = WorkflowRow.type + "/" + cast(WorkflowRow.version, Text)
+    due = (
+        select(WorkflowRow.queue)
+        .where(WorkflowRow.due_at <= func.clock_timestamp(), kind == any_(cast(list(known), ARRAY(Text))))
+        .order_by(WorkflowRow.due_at)
+        .limit(limit)
+        .subquery()
+    )
+    return set(connection.execute(select(due.c.queue).distinct()).scalars())
 
 
 def ask_for_checkpoints(connection: Connection, interval: timedelta) -> int:

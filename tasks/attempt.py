@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from celery.exceptions import WorkerShutdown, WorkerTerminate
+
 from ..config.logging import get_logger
 from ..core.canonical import load
 from ..core.chain import checkpoint_commitment
@@ -17,7 +19,7 @@ from ..core.errors import ClaimLost, DatabaseUnavailable, InvalidData, InvalidHa
 from ..core.machine import Edge, WaitingEvent
 from ..core.workflow import Workflow, handle, read_payload, registry, snapshot
 from ..persistence import moves, repository
-from ..persistence.database import Session, in_transaction, is_transient
+from ..persistence.database import Session, in_transaction, is_outage, is_transient, kept_open
 from ..persistence.records import Claim, Following, Move, Moved, Snapshot
 from ..persistence.repository import Outcome
 from .bench import Bench
@@ -30,6 +32,18 @@ log = get_logger(__name__)
 # How long a workflow is left alone whose data the code here does not fit.
 _MISFIT_DELAY: Final = timedelta(seconds=30)
 _INFRASTRUCTURE_DELAY: Final = timedelta(seconds=1)
+
+
+# What ends the process, and is nobody's outcome: whoever comes next tries again.
+_INTERRUPTIONS: Final = (KeyboardInterrupt, WorkerShutdown, WorkerTerminate)
+
+
+class _SpoiledHandler(Exception):
+    """What a handler raised inside its transaction, on its way out of it."""
+
+    def __init__(self, error: BaseException, *, outage: bool) -> None:
+        super().__init__(error)
+        self.error, self.outage = error, outage
 
 
 class Attempt:
@@ -94,19 +108,20 @@ class Attempt:
             context = self._context = self._context_of(edge, workflow)
             target = self._handle(edge, workflow, context, payload)
             return Record(move=self._advance(edge, target, workflow, event))
-        except ClaimLost:
+        except (ClaimLost, *_INTERRUPTIONS):
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a user's handler raises is its outcome
-            return self._failed(edge, error)
+        except _SpoiledHandler as spoiled:
+            return self._failed(edge, spoiled.error, outage=spoiled.outage)
+        except BaseException as error:  # noqa: BLE001 - whatever a user's handler raises is its outcome, sys.exit() too
+            # A transaction of ours that was given up in favour of another, at its very end.
+            return self._failed(edge, error, outage=edge.transactional and is_transient(error))
 
     def _run_inside(self, edge: Edge, workflow: Workflow, payload: object, event: WaitingEvent | None) -> Result:
         """Run the handler in the checkpoint's own transaction."""
         move: Move | None = None
         try:
             with self.bench.database.transaction() as session:
-                context = self._context_of(edge, workflow, session)
-                target = self._handle(edge, workflow, context, payload)
-                session.flush()
+                target = self._handle_within(session, edge, workflow, payload)
                 move = self._advance(edge, target, workflow, event)
                 moved = repository.commit(in_transaction(session), move, grace=self.bench.grace)
                 if moved is None:
@@ -115,7 +130,19 @@ class Attempt:
         except DatabaseUnavailable as error:
             if move is not None and (recorded := self._what_became_of(move)) is not None:
                 return Recorded(move=move, moved=recorded)
-            return Leave(error=describe(error, self.position.attempt), delay=_INFRASTRUCTURE_DELAY)
+            return self._failed(edge, error, outage=True)
+
+    def _handle_within(self, session: Session, edge: Edge, workflow: Workflow, payload: object) -> str:
+        try:
+            with kept_open(session, f"{self.definition.type}.{edge.name}"):
+                target = self._handle(edge, workflow, self._context_of(edge, workflow, session), payload)
+                session.flush()
+        except (ClaimLost, *_INTERRUPTIONS):
+            raise
+        except BaseException as error:
+            # Judged here, where it can still be seen whether it is this transaction that failed.
+            raise _SpoiledHandler(error, outage=is_outage(session, error)) from error
+        return target
 
     def _what_became_of(self, move: Move) -> Moved | None:
         """Look up a commit that was not answered; None if it was not recorded, and we may try again."""
@@ -147,8 +174,14 @@ class Attempt:
             max_bytes=self.bench.settings.max_bytes,
         )
 
-    def _failed(self, edge: Edge, error: Exception) -> Result:
-        if isinstance(error, DatabaseUnavailable) or (edge.transactional and is_transient(error)):
+    def _failed(self, edge: Edge, error: BaseException, *, outage: bool = False) -> Result:
+        if outage or isinstance(error, DatabaseUnavailable):
+            log.warning(
+                "attempt spoiled by the database",
+                workflow_id=self.position.workflow_id,
+                seq=self.position.seq + 1,
+                error=text_of(error),
+            )
             return Leave(error=describe(error, self.position.attempt), delay=_INFRASTRUCTURE_DELAY)
         if isinstance(error, InvalidHandlerResult | InvalidData | NotCanonical):
             delay = None  # the handler itself is wrong: it would do the same again
@@ -172,7 +205,7 @@ class Attempt:
         died = RuntimeError(f"its worker died in each of {attempts} attempts at {self.definition.type}.{edge.name}")
         return self._stop("quarantined", died, edge)
 
-    def _stop(self, event: str, error: Exception, edge: Edge | None = None) -> Record:
+    def _stop(self, event: str, error: BaseException, edge: Edge | None = None) -> Record:
         """End it here until a person has looked: ``failed`` or ``quarantined``."""
         known = describe(error, self.position.attempt)
         payload: dict[str, Any] = {"error": {"type": known["type"], "message": known["message"]}}
@@ -226,7 +259,7 @@ class Attempt:
         return self.snapshot if self._context is None else self._context.newest
 
     def _progress(self) -> list[str]:
-        if not self._newest.number:
+        if not self._newest.number:  # nothing was saved, and nothing was tried to be
             return []
 
         def ask() -> list[str]:

@@ -110,9 +110,10 @@ class HandlerContext(Context):
             self.newest.number + 1,
             max_bytes=self._bench.settings.max_bytes,
         )
+        # Before it is written: a time limit that strikes in between must not have its number given out twice.
+        self.newest = made
         if not self._bench.patiently(lambda: self._write(made, kind)):
             raise ClaimLost(self._position.workflow_id, self._position.seq)
-        self.newest = made
         log.info(
             "checkpoint saved", workflow_id=self.workflow_id, seq=self._position.seq, number=made.number, kind=kind
         )

@@ -90,11 +90,13 @@ PERIODIC: Final[dict[str, Periodic]] = {SWEEP: _sweep, CHECKPOINT: _checkpoint}
 
 
 def run_periodic(app: Celery, name: str) -> None:
-    """Run one of beat's tasks here and now; a database that is away is logged, and asked again next time."""
+    """Run one of beat's tasks here and now; whatever goes wrong is logged, and the next time is soon."""
     try:
         PERIODIC[name](settings(), _database(app), Broker(app))
     except DatabaseUnavailable as error:
         log.warning("not run", task=name, reason=error.reason)
+    except Exception:
+        log.exception("a fault in AEGIS", task=name)
 
 
 class PeriodicTask(Task[Any, Any]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -20,7 +20,7 @@ from redis.retry import Retry
 from ..config.settings import Settings, safe_url
 from ..core.errors import AegisError, DatabaseUnavailable
 from ..persistence import schema, vitals
-from ..persistence.database import Database
+from ..persistence.database import Database, is_too_slow
 from ..persistence.vitals import Vitals
 
 # What each of the two servers may take to answer; they are asked at the same time (seconds).
@@ -53,10 +53,15 @@ def health(settings: Settings) -> list[Check]:
     broker = _Question("broker", lambda: _ask_broker(settings))
     database = _Question("database", lambda: _ask_database(settings))
     deadline = time.monotonic() + _PATIENCE
-    checks = database.answer(deadline) or [
-        _down("database", f"no answer within {_PATIENCE:g} s", "see that PostgreSQL is up and can be reached")
-    ]
-    checks += broker.answer(deadline) or [
+    checks, whole = database.answer(deadline)
+    if not checks:
+        checks.append(
+            _down("database", f"no answer within {_PATIENCE:g} s", "see that PostgreSQL is up and can be reached")
+        )
+    elif not whole:
+        checks.append(_late())
+    answered, _ = broker.answer(deadline)
+    checks += answered or [
         _degraded("broker", f"no answer within {_PATIENCE:g} s", "see that the broker is up; nothing is lost meanwhile")
     ]
     return checks
@@ -71,21 +76,24 @@ def worst(checks: list[Check]) -> State:
 class _Question:
     """Something asked in a thread that is left behind if it does not answer."""
 
-    def __init__(self, name: str, ask: Callable[[], list[Check]]) -> None:
+    def __init__(self, name: str, ask: Callable[[], Iterable[Check]]) -> None:
         self._found: list[Check] = []
         self._thread = threading.Thread(target=self._ask, args=(name, ask), daemon=True)
         self._thread.start()
 
-    def _ask(self, name: str, ask: Callable[[], list[Check]]) -> None:
+    def _ask(self, name: str, ask: Callable[[], Iterable[Check]]) -> None:
         try:
-            self._found.extend(ask())
+            for check in ask():
+                self._found.append(check)
         except Exception as error:  # noqa: BLE001 - a look that failed is a finding, and no silence
             problem = f"it could not be looked at: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             self._found.append(_down(name, problem, "verify the histories with `aegis verify`, and report this"))
 
-    def answer(self, deadline: float) -> list[Check]:
+    def answer(self, deadline: float) -> tuple[list[Check], bool]:
+        """Return what was found by then, and whether that is all."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
-        return list(self._found)
+        whole = not self._thread.is_alive()
+        return list(self._found), whole
 
 
 def _ask_broker(settings: Settings) -> list[Check]:
@@ -113,30 +121,39 @@ def _ping(url: str) -> None:
     client.close()
 
 
-def _ask_database(settings: Settings) -> list[Check]:
-    database = Database(settings.database, pool_size=1, pre_ping=False, statement_timeout=timedelta(seconds=_PATIENCE))
+def _ask_database(settings: Settings) -> Iterator[Check]:
+    database = Database(settings.database, pool_size=1, pre_ping=False)
+    part = "database"
     try:
-        with database.statement() as connection:
+        # One moment throughout: what moves while it is looked at would seem to contradict itself.
+        with database.snapshot(timedelta(seconds=_PATIENCE)) as connection:
             found = schema.current(connection)
+            yield _ok("database", "answers")
+            part = "figures"
             if found != schema.wanted():
                 has = f"at {found}" if found else "missing"
-                return [
-                    _ok("database", "answers"),
-                    _down("schema", f"{has}, this AEGIS needs {schema.wanted()}", "run `aegis db upgrade`"),
-                ]
-            return _judge(vitals.read(connection, settings.queue), settings)
+                yield _down("schema", f"{has}, this AEGIS needs {schema.wanted()}", "run `aegis db upgrade`")
+                return
+            yield _ok("schema", f"at {schema.wanted()}")
+            yield from _judge(vitals.read(connection, settings.queue, settings.recovery), settings)
     except DatabaseUnavailable as error:
-        return [_down("database", error.reason, f"start it with `aegis up`, or mend AEGIS_DATABASE_URL ({error.url})")]
+        if is_too_slow(error):
+            yield _late()
+            return
+        yield _down(part, error.reason, f"start it with `aegis up`, or mend AEGIS_DATABASE_URL ({error.url})")
     except AegisError as error:
-        return [_down("database", str(error), "see the message")]
+        yield _down(part, str(error), "see the message")
     finally:
         database.close()
 
 
+def _late() -> Check:
+    remedy = "the database is busy: see pg_stat_activity there, and look again"
+    return _degraded("figures", f"not read within {_PATIENCE:g} s", remedy)
+
+
 def _judge(found: Vitals, settings: Settings) -> list[Check]:
     return [
-        _ok("database", "answers"),
-        _ok("schema", f"at {schema.wanted()}"),
         _workers(found, settings),
         _beat(found, settings),
         _backlog(found),
@@ -179,7 +196,7 @@ def _beat(found: Vitals, settings: Settings) -> Check:
 
 
 def _backlog(found: Vitals) -> Check:
-    says = f"{found.ready} ready to run"
+    says = f"{found.ready}{' or more' if found.ready == vitals.MOST_COUNTED else ''} ready to run"
     if found.strangers:
         types = ", ".join(f"{count} of {kind}" for kind, count in sorted(found.strangers.items()))
         return _degraded(

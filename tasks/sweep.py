@@ -6,9 +6,7 @@ done twice with the same result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final
 
 from ..config.logging import get_logger
@@ -49,9 +47,8 @@ def sweep(database: Database, broker: Broker, policy: Policy) -> Swept:
     try:
         forgot = not broker.remembers()
         if forgot:
-            _ring_everything(database, broker)
-        lengths = broker.lengths({None}.union(*(beat.queues for beat in living)))
-        rung = _ring_due(database, broker, policy, known, lengths)
+            _ring_everything(database, broker, policy)
+        rung = _ring_due(database, broker, policy, known) if known else 0
     except BrokerUnavailable as error:
         # What is due stays due, and is rung by the first sweep that reaches the broker again.
         log.warning("the sweep cannot ring", reason=error.reason)
@@ -76,24 +73,25 @@ def _free(database: Database, policy: Policy) -> tuple[list[Heartbeat], tuple[st
     return living, tuple(dead), freed
 
 
-def _ring_everything(database: Database, broker: Broker) -> None:
+def _ring_everything(database: Database, broker: Broker, policy: Policy) -> None:
     """Make everything due that could run: whatever bells were under way are gone."""
+    found = 0
     with database.statement() as connection:
-        found = watch.all_due(connection)
+        # A few at a time: each is locked only for a moment, and the workers wait for none of it.
+        while some := watch.all_due(connection, policy, _BATCH):
+            found += some
     # Only now: if we die before, the next sweep finds the mark missing still.
     broker.remember()
     (log.warning if found else log.info)("the broker remembers nothing", rung_again=found)
 
 
-def _ring_due(
-    database: Database,
-    broker: Broker,
-    policy: Policy,
-    known: frozenset[str],
-    lengths: Mapping[str | None, int],
-) -> int:
+def _ring_due(database: Database, broker: Broker, policy: Policy, known: frozenset[str]) -> int:
+    with database.statement() as connection:
+        queues = watch.due_queues(connection, known, _BATCH * _MOST_BATCHES)
+    # Also those that nobody listens to: they are as long as they are, and must not get longer each time.
+    lengths = broker.lengths(queues) if queues else {}
     rung = 0
-    for _ in range(_MOST_BATCHES if known else 0):
+    for _ in range(_MOST_BATCHES):
         with database.transaction() as session:
             connection = session.connection()
             due = watch.due(connection, known, _BATCH)
@@ -101,17 +99,13 @@ def _ring_due(
             watch.look_again(connection, {row.workflow_id: recovery.next_look(row, policy) for row in due})
         # After the commit: a worker that answers at once must not wait for our locks.
         if chosen and not broker.ring([_bell(row) for row in chosen]):
-            _due_still(database, chosen)
+            with database.statement() as connection:
+                watch.unheard_of(connection, [row.workflow_id for row in chosen])
             break
         rung += len(chosen)
         if len(due) < _BATCH:
             break
     return rung
-
-
-def _due_still(database: Database, unrung: Sequence[Due]) -> None:
-    with database.statement() as connection:
-        watch.look_again(connection, {row.workflow_id: timedelta(0) for row in unrung})
 
 
 def _bell(row: Due) -> Bell:

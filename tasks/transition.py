@@ -55,10 +55,14 @@ def run_transition(bench: Bench, workflow_id: str, seq: int, *, redelivered: boo
     except Exception as error:
         log.exception("a fault in AEGIS", workflow_id=workflow_id, seq=seq)
         return _let_go(bench, claim, error)
+    except BaseException as error:
+        log.warning("interrupted", workflow_id=workflow_id, seq=seq, reason=type(error).__name__)
+        _let_go(bench, claim, error)
+        raise
 
 
-def _let_go(bench: Bench, claim: Claim, error: Exception) -> Ended:
-    """After a fault of ours, put the workflow down: it must not stay in a hand that does nothing with it."""
+def _let_go(bench: Bench, claim: Claim, error: BaseException) -> Ended:
+    """Put the workflow down: it must not stay in a hand that does nothing with it."""
     try:
         return settle(bench, claim, Leave(error=describe(error, None), delay=_FAULT_DELAY))
     except ClaimLost:

@@ -32,6 +32,14 @@ class InProcessScheduler(Scheduler):
         # Nothing of ours needs Celery's five minutes between two looks at the schedule.
         self.max_interval = min(self.max_interval, self.app.conf.beat_schedule["aegis-sweep"]["schedule"])
 
+    @property
+    def producer(self) -> Any:
+        """Return none: asked for it, Celery's own would wait for a broker that is away, and no sweep would run.
+
+        What is published gets one from the app's pool when its time has come.
+        """
+        return None
+
     def setup_schedule(self) -> None:
         """Take the schedule from the app; nothing has to be remembered from run to run."""
         self.merge_inplace(self.app.conf.beat_schedule)

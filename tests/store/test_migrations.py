@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +128,7 @@ def test_a_deployment_without_a_name_gets_one_that_no_other_has(postgres: Privat
 
 def test_four_threads_upgrade_at_once(empty: Database, empty_url: str) -> None:
     """Alembic keeps what it works on in globals: the threads must take turns."""
-    impatient = Database(driver(empty_url), statement_timeout=timedelta(seconds=20))
+    impatient = Database(driver(f"{empty_url}&options=-cstatement_timeout%3D20s"))
     with ThreadPoolExecutor(4) as pool:
         upgrades = [pool.submit(upgrade, impatient) for _ in range(4)]
     impatient.close()

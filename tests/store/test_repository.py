@@ -113,7 +113,9 @@ def test_a_claim_takes_the_workflow_in_hand_and_brings_its_data(database: Databa
     assert before.updated_at < after.claimed_at <= held.now
     assert held.position.workflow_id == parcel
     assert (held.position.claim, held.position.attempt, held.position.head) == (1, 1, bytes(after.head))
-    assert held.position.following == Following(name="pack", accepts=(), timer_at=None, queue="belt")
+    assert held.position.following == Following(
+        name="pack", accepts=(), timer_at=None, queue="belt", event_queue="belt"
+    )
     assert held.snapshot.data == Parcel(weight=2).to_dict()
     assert held.snapshot.number == 0
     assert checkpoint_commitment(held.snapshot.salt, held.snapshot.body) == held.snapshot.commitment
@@ -442,7 +444,7 @@ def test_a_workflow_that_is_left_was_not_attempted(database: Database, parcel: s
         assert repository.leave(connection, held.position, {"message": "away"}, 60 * SECOND)
     found = row(database, parcel)
     assert (found.status, found.attempt, found.claim, found.owner) == ("pending", 0, 1, None)
-    assert (found.error, found.rings, found.ready_at) == ({"message": "away"}, 0, ready_at)
+    assert (found.error, found.rings, found.ready_at) == ({"message": "away", "times": 1}, 0, ready_at)
     assert abs(found.due_at - held.now - 60 * SECOND) < 10 * SECOND
     with database.statement() as connection:
         assert repository.leave(connection, claimed(database, parcel).position, None, SECOND)
@@ -453,7 +455,7 @@ def test_a_workflow_is_parked_until_an_event_or_its_timer(database: Database, pa
     held = claimed(database, parcel)
     for timer_at in (None, held.now + 60 * SECOND):
         held = claimed(database, parcel)
-        waits = Following(name="expire", accepts=("decide",), timer_at=timer_at, queue="night")
+        waits = Following(name="expire", accepts=("decide",), timer_at=timer_at, queue="night", event_queue="desk")
         with database.statement() as connection:
             assert repository.park(connection, held.position, waits)
         found = row(database, parcel)

@@ -109,6 +109,31 @@ class Once(Workflow, name="store.Once"):
         return _play("act", self, ctx)
 
 
+class Way(StrEnum):
+    HERE = "here"
+    CROSSING = "crossing"
+    WEST = "west"
+    EAST = "east"
+
+
+class Crossing(Workflow, name="store.Crossing"):
+    """A state with two events, each on a queue of its own."""
+
+    state: Way = Way.HERE
+
+    @transition(Way.HERE, Way.CROSSING)
+    def go(self, ctx: Context) -> Any:
+        return _play("go", self, ctx)
+
+    @transition(Way.CROSSING, Way.WEST, on="left", queue="west")
+    def left(self, ctx: Context, _: None) -> Any:
+        return _play("left", self, ctx)
+
+    @transition(Way.CROSSING, Way.EAST, on="right", queue="east")
+    def right(self, ctx: Context, _: None) -> Any:
+        return _play("right", self, ctx)
+
+
 class Leg(StrEnum):
     FIRST = "first"
     SECOND = "second"

@@ -157,8 +157,8 @@ def test_a_heartbeat_from_the_future_is_no_death() -> None:
 # --- whose work is abandoned --------------------------------------------------------------------
 
 
-def claimed(owner: str = "a", *, pid: int = 7, at: float = 600) -> Claimed:
-    return Claimed(workflow_id="w", claim=1, owner=owner, pid=pid, claimed_at=ago(at))
+def claimed(owner: str = "a", *, pid: int = 7, thread: int | None = 1, at: float = 600) -> Claimed:
+    return Claimed(workflow_id="w", claim=1, owner=owner, pid=pid, thread=thread, claimed_at=ago(at))
 
 
 def is_abandoned(claim: Claimed, *living: Heartbeat, watched_since: datetime = LONG_AGO) -> bool:
@@ -213,3 +213,11 @@ def test_only_the_abandoned_of_several_claims_are_returned_in_their_order() -> N
 
 def test_no_claims_are_no_abandoned_claims() -> None:
     assert abandoned([], [beat()], POLICY, now=NOW, watched_since=LONG_AGO) == []
+
+
+def test_what_a_hand_held_before_it_took_something_else_is_abandoned() -> None:
+    """One hand holds one workflow at a time: what is older was left over by an error nobody thought of."""
+    left, held = claimed(at=600), claimed(at=30)
+    others = [claimed(thread=2, at=900), claimed(pid=8, at=900), claimed("b", at=900)]
+    living = [beat("a", pids={7, 8}), beat("b", pids={7})]
+    assert abandoned([held, *others, left], living, POLICY, now=NOW, watched_since=LONG_AGO) == [left]

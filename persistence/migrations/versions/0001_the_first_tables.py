@@ -128,6 +128,7 @@ def upgrade() -> None:
         sa.Column("ready_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("rings", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("strayed", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("claim", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("attempt", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("owner", sa.Text(), nullable=True),
@@ -166,9 +167,9 @@ def upgrade() -> None:
     op.create_index(
         "aegis_workflow_troubled",
         "aegis_workflow",
-        ["status"],
+        ["status", "created_at", "id"],
         unique=False,
-        postgresql_where=sa.text("status IN ('failed', 'quarantined')"),
+        postgresql_where=sa.text("status IN ('failed', 'quarantined', 'paused', 'cancelled')"),
     )
     # ### end Alembic commands ###
 
@@ -179,7 +180,7 @@ def downgrade() -> None:
     op.drop_index(
         "aegis_workflow_troubled",
         table_name="aegis_workflow",
-        postgresql_where=sa.text("status IN ('failed', 'quarantined')"),
+        postgresql_where=sa.text("status IN ('failed', 'quarantined', 'paused', 'cancelled')"),
     )
     op.drop_index("aegis_workflow_owned", table_name="aegis_workflow", postgresql_where=sa.text("owner IS NOT NULL"))
     op.drop_index("aegis_workflow_newest", table_name="aegis_workflow")
