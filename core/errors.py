@@ -231,6 +231,17 @@ class HistoryBroken(AegisError):
         return f"workflow {self.workflow_id!r}, transition {self.seq}: {self.problem}"
 
 
+class NotANote(AegisError):
+    """A signed note, or a key, that is malformed or signed by nobody trusted; ``what`` says which."""
+
+    def __init__(self, what: str, problem: str) -> None:
+        super().__init__(what, problem)
+        self.what, self.problem = what, problem
+
+    def _message(self) -> str:
+        return f"{self.what} cannot be used: {self.problem}"
+
+
 # --- the surroundings -----------------------------------------------------------------
 
 

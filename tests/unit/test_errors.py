@@ -24,6 +24,7 @@ from aegis.core.errors import (
     InvalidData,
     InvalidHandlerResult,
     InvalidName,
+    NotANote,
     NotCanonical,
     SchemaMismatch,
     ServerUnavailable,
@@ -99,6 +100,7 @@ SAMPLES: Final[list[tuple[type[AegisError], dict[str, Any], list[str]]]] = [
         ["'o-1'", "1.5 s", "waiting", "'review'"],
     ),
     (ClaimLost, {"workflow_id": "o-1", "seq": 7}, ["'o-1'", "seq 7"]),
+    (NotANote, {"what": "the key", "problem": "its id is wrong"}, ["the key", "its id is wrong"]),
     (HistoryBroken, {"workflow_id": "o-1", "seq": 7, "problem": "it was edited"}, ["'o-1'", "7", "it was edited"]),
     (
         ConfigurationError,
