@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -44,6 +45,16 @@ class Commands(click.Group):
         """Return the names."""
         return list(_COMMANDS)
 
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is meant, or say which one may have been."""
+        if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
+            close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            remedy = f"did you mean {close[0]!r}?" if close else "`aegis --help` lists those there are"
+            raise click.UsageError(f"there is no command {args[0]!r}; {remedy}")
+        return super().resolve_command(context, args)
+
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
         """Load a command."""
         if name not in _COMMANDS:
@@ -66,7 +77,9 @@ def _print_version(context: click.Context, _parameter: click.Parameter, value: b
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show it.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
+)
 def aegis() -> None:
     """Durable workflows on Celery and PostgreSQL.
 

@@ -34,6 +34,8 @@ def worker_command(
     if not any(option.startswith(("-n", "--hostname")) for option in options):
         # A name of its own, also beside others on the same host.
         options.append(f"--hostname=aegis-{secrets.token_hex(2)}@%h")
+    # Neighbours have nothing to tell each other here; and asking takes a second at each start and reconnect.
+    options += [quiet for quiet in ("--without-mingle", "--without-gossip") if quiet not in options]
     if concurrency is not None:
         options.append(f"--concurrency={concurrency}")
     if queues is not None:
@@ -58,6 +60,8 @@ def _can_run(*, as_json: bool) -> None:
     if as_json:
         os.environ["AEGIS_LOG_FORMAT"] = "json"  # what answers nothing speaks by its log
     load_workflows(settings().workflows)
+    if not settings().workflows:
+        click.echo("aegis: no workflows: name their modules in AEGIS_WORKFLOWS", err=True)
     try:
         database().close()
     except DatabaseUnavailable as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -19,6 +19,7 @@ from .connect import database
 from .output import EXIT_NO, EXIT_OK, Output, json_option, moment, status_text, table
 
 _SHORT_HASH: Final = 12
+_LONGEST_LINE: Final = 120
 _PAGE: Final = 500
 
 
@@ -54,7 +55,7 @@ def show_command(out: Output, workflow_id: str, seq: int | None) -> None:
         _, data = history.data_at(connection, workflow_id, seq)
 
     def render(console: Console) -> None:
-        _render_head(console, row)
+        _render_head(console, row, links[-1])
         console.print()
         console.print(table(("seq", "at", "event", "to", "attempt", "actor"), map(_step, links)))
         console.print()
@@ -151,7 +152,7 @@ def _line(row: WorkflowSummary) -> Sequence[object]:
 
 def _next(row: WorkflowSummary) -> str:
     if row.error is not None and row.status in {"failed", "quarantined"}:
-        return str(row.error.get("message", ""))
+        return _brief(row.error)
     if row.status in {"completed", "cancelled"}:
         return ""
     parts = [f"on {event}" for event in row.accepts]
@@ -159,19 +160,35 @@ def _next(row: WorkflowSummary) -> str:
         parts.append(f"{row.following} at {moment(row.timer_at)}")
     elif row.following is not None:
         parts.append(row.following)
+    if row.pausing is not None:
+        parts.append("then a pause")
+    if row.inbox:
+        parts.append(f"({row.inbox} event{'s' * (row.inbox > 1)} received)")
     if row.error is not None:
         # Without an attempt: a worker left it alone, for instance as its data does not fit the code.
         attempt = row.error.get("attempt")
         what = "left alone" if attempt is None else f"attempt {attempt} failed"
-        parts.append(f"({what}: {row.error.get('message')})")
+        parts.append(f"({what}: {_brief(row.error)})")
     return ", ".join(parts)
 
 
-def _render_head(console: Console, row: WorkflowSummary) -> None:
+def _brief(error: Mapping[str, Any]) -> str:
+    """Return what an error says in one line; some say it with pages of SQL."""
+    lines = str(error.get("message", "")).splitlines() or [""]
+    return lines[0] if len(lines[0]) <= _LONGEST_LINE else lines[0][: _LONGEST_LINE - 3] + "..."
+
+
+def _render_head(console: Console, row: WorkflowSummary, last: WorkflowTransition) -> None:
     console.print(Text.assemble((row.id, "bold"), f"  {row.type} v{row.version}"))
     console.print(Text.assemble("state   ", row.state, "  ", status_text(row.status, running=row.running)))
-    if following := _next(row):
+    if row.status in {"failed", "quarantined"}:
+        console.print(Text(f"error   {_next(row)}"))
+        console.print("next    `aegis retry`, once the cause is mended; or `aegis cancel`")
+    elif following := _next(row):
         console.print(Text(f"next    {following}"))
+    if row.status == "paused":
+        reason = last.payload.get("reason") if isinstance(last.payload, dict) else None
+        console.print(Text(f"paused  by {last.actor}{f': {reason}' if reason else ''}"))
     if row.running:
         console.print(Text(f"worker  {row.worker}, attempt {row.attempt}"))
     console.print(Text(f"started {moment(row.created_at)}, last change {moment(row.updated_at)}"))

@@ -33,7 +33,8 @@ def start_command(out: Output, type_name: str, workflow_id: str | None, data: st
     handle = used.start(workflow, id=workflow_id)
     if not handle.rung:
         out.warn(_UNRUNG)
-    out.say({"id": handle.id, "rung": handle.rung}, f"{handle.id} accepted")
+    line = f"{handle.id} accepted" if handle.new else f"{handle.id} was accepted before, with the same data"
+    out.say({"id": handle.id, "new": handle.new, "rung": handle.rung}, line)
 
 
 @click.command("send")

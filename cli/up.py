@@ -25,6 +25,7 @@ from ..workers.load import load_workflows
 from .output import Output, json_option, table
 
 _LOOK_EVERY: Final = 0.2
+_AT_ONCE: Final = 0.5
 # After that everything is said to be up all the same, and `aegis health` says what is not.
 _ALIVE_WITHIN: Final = 30.0
 
@@ -58,17 +59,19 @@ def up_command(out: Output, workers: int, concurrency: int | None, *, flower: bo
     with stack.lock(configured):
         supervisor = Supervisor(lambda name, what: _tell(out, name, what))
         stopping = Stopping(supervisor)
+        up = False
         try:
             monitor = bring_up(configured, supervisor, workers=workers, concurrency=handlers, flower=flower)
             parts = list(_parts(configured, supervisor, monitor, handlers))
             _show(out, configured, parts, time.monotonic() - began)
+            up = True
             while not stopping.asked:
                 supervisor.look()
                 time.sleep(_LOOK_EVERY)
         except KeyboardInterrupt:
             pass
         finally:
-            if not out.as_json:
+            if up and not out.as_json:
                 out.console.print("stopping: handlers may finish; Ctrl-C again to end them")
             stopping.asked = True
             supervisor.stop()
@@ -122,15 +125,18 @@ class Stopping:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.asked = False
+        self._asked_at = 0.0
         self._supervisor = supervisor
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._ask)
 
     def _ask(self, _signal: int, _frame: FrameType | None) -> None:
         if self.asked:
-            self._supervisor.hurry()
+            # At once is no second thought: whoever ends a whole process group often signals us twice.
+            if time.monotonic() - self._asked_at > _AT_ONCE:
+                self._supervisor.hurry()
         else:
-            self.asked = True
+            self.asked, self._asked_at = True, time.monotonic()
             raise KeyboardInterrupt
 
 

@@ -58,6 +58,10 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+    if settings.log_level == "info":
+        # Celery tells of each message, twice and without the workflow's id; AEGIS tells of each transition.
+        for name in ("celery.worker.strategy", "celery.app.trace"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _say(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:

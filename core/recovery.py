@@ -26,6 +26,8 @@ class Policy:
     """The most that the looks at one workflow are apart."""
     fork_margin: timedelta = timedelta(seconds=2)
     """How much older than a heartbeat a claim must be before the heartbeat can speak against it."""
+    most_strays: int = 100
+    """How many bells that strayed before are rung again in one sweep: whoever took them has other work, too."""
     most_waits: int = 8
     """After so many looks at an unmoved queue a workflow is rung again all the same."""
 
@@ -42,6 +44,8 @@ class Due:
     """How often it was rung, or looked at, since it last moved; 0: no bell is under way."""
     claimed: bool
     """Whether a worker has it in hand; whether that worker lives is another question."""
+    strayed: bool = False
+    """Whether its last bell was answered by a worker that does not know its type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,11 @@ def to_ring(due: Sequence[Due], queue_lengths: Mapping[str | None, int], policy:
         # The modulus: never rung, or waited for long enough whatever the queue says.
         if not row.claimed and (row.rings % policy.most_waits == 0 or row.queue in lost)
     ]
+
+
+def postponed(chosen: Sequence[Due], allowed: int) -> set[str]:
+    """Return the ids of those that have strayed before and are more than may be rung now."""
+    return {row.workflow_id for row in [row for row in chosen if row.strayed][max(0, allowed) :]}
 
 
 def _has_lost(due: int, waiting: int) -> bool:

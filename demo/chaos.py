@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import random
-import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+import psutil
 from redis import Redis
 
 from ..config.settings import Settings
 from ..persistence.database import Connection, Database
-from ..servers import watchdog
 from ..servers.supervisor import Supervisor
 from . import ledger
 
@@ -78,10 +78,11 @@ class Chaos:
         name = self._random.choice(busy)
         # Stopped before it is looked at again: its handlers take milliseconds, and what is counted is what dies.
         pid = self.supervisor.pid(name)
-        watchdog.send(pid, signal.SIGSTOP)
+        family = [psutil.Process(pid), *psutil.Process(pid).children()]
+        _each(family, psutil.Process.suspend)
         held = self._in_hand(name)
         if not held:
-            watchdog.send(pid, signal.SIGCONT)
+            _each(family, psutil.Process.resume)
             return False
         self.supervisor.kill(name)
         self.kills += 1
@@ -106,6 +107,12 @@ class Chaos:
     def times(self, what: str) -> list[float]:
         """Return how long the wounds of a kind took to heal (seconds)."""
         return [w.healed_after for w in self.wounds if w.what == what and w.healed_after is not None]
+
+
+def _each(family: list[psutil.Process], act: Callable[[psutil.Process], None]) -> None:
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            act(process)
 
 
 def wipe(settings: Settings) -> None:

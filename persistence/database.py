@@ -240,6 +240,9 @@ def kept_open(session: Session, name: str) -> Iterator[None]:
         event.remove(session, "before_commit", refuse)
     if begun is None or session.get_transaction() is not begun or not begun.is_active:
         raise InvalidHandlerResult(name, "it rolled ctx.session back, which is rolled back if the handler raises")
+    if _is_spoiled(session):
+        problem = "a statement on ctx.session failed, and it went on: put what may fail in ctx.session.begin_nested()"
+        raise InvalidHandlerResult(name, problem)
 
 
 def now(connection: Connection) -> datetime:

@@ -35,11 +35,16 @@ _MOST_TRIES: Final = 5
 
 @dataclass(frozen=True)
 class Handle(Generic[W]):
-    """One started workflow. ``rung`` is False if the broker was away: then the sweep rings it."""
+    """One started workflow.
+
+    ``rung`` is False if the broker was away: then the sweep rings it. ``new`` is False if it was
+    there before.
+    """
 
     engine: DurableWorkflowEngine
     id: str
     rung: bool = True
+    new: bool = False
 
     def send(self, event: str, payload: object = None, *, key: str | None = None) -> bool:
         """Send it an event; see ``DurableWorkflowEngine.send``."""
@@ -96,8 +101,8 @@ class DurableWorkflowEngine:
 
         """
         workflow_id = str(uuid.uuid4()) if id is None else id
-        bell = self._write(lambda session: operations.start(session, workflow, workflow_id, self._terms))
-        return Handle(self, workflow_id, self._rung(bell))
+        started = self._write(lambda session: operations.start(session, workflow, workflow_id, self._terms))
+        return Handle(self, workflow_id, self._rung(started.bell), started.new)
 
     def send(self, id: str, event: str, payload: object = None, *, key: str | None = None) -> bool:  # noqa: A002
         """Accept an event; it is kept until a state takes it. The same ``key`` is received once.

@@ -18,7 +18,7 @@ from .schema import deployment_name
 
 _SUMMARY = (
     *("id", "type", "version", "state", "status", "seq", "following", "accepts", "attempt", "owner"),
-    *("timer_at", "ready_at", "due_at", "error", "created_at", "updated_at"),
+    *("inbox", "pausing", "timer_at", "ready_at", "due_at", "error", "created_at", "updated_at"),
 )
 
 

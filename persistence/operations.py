@@ -18,7 +18,15 @@ from sqlalchemy.orm import Session
 from ..core.bell import Bell
 from ..core.canonical import canonical, load, pointer_step
 from ..core.chain import checkpoint_commitment
-from ..core.errors import EventConflict, HistoryBroken, InvalidName, StartConflict, WorkflowNotFound, WrongStatus
+from ..core.errors import (
+    EventConflict,
+    HistoryBroken,
+    InvalidData,
+    InvalidName,
+    StartConflict,
+    WorkflowNotFound,
+    WrongStatus,
+)
 from ..core.names import check_name
 from ..core.workflow import Workflow, read_payload, registry, snapshot, state_of
 from . import moves
@@ -46,8 +54,16 @@ class Terms:
 # --- start ------------------------------------------------------------------------------
 
 
-def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) -> Bell | None:
-    """Accept a workflow; None if it was started with the same input before.
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What became of a start: whether it is a new workflow, and what to ring for it."""
+
+    new: bool
+    bell: Bell | None
+
+
+def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) -> Started:
+    """Accept a workflow, unless it was started with the same input before.
 
     Raises:
         InvalidName, InvalidData, NotCanonical: nothing was written.
@@ -56,6 +72,10 @@ def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) 
     """
     check_name("workflow id", workflow_id)
     data, definition = snapshot(workflow), workflow.definition
+    if state_of(workflow) != definition.initial:
+        # The data may come from outside, and whoever sends it must not leap over what comes first.
+        problem = f"it is {state_of(workflow)!r}; a new workflow is in {definition.initial!r}: leave it out"
+        raise InvalidData(f"the data of {definition.type}", [("/state", problem)])
     named = session.execute(select(DeploymentRow.name, func.clock_timestamp())).one_or_none()
     if named is None:
         raise no_deployment_name()
@@ -79,7 +99,7 @@ def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) 
             version=definition.version,
             definition=definition.fingerprint,
             state=state_of(workflow),
-            status="completed" if following.ended else "pending" if at_once else "waiting",
+            status="pending" if at_once else "waiting",
             seq=0,
             head=link.hash,
             following=following.name,
@@ -100,7 +120,7 @@ def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) 
     ).one_or_none()
     if accepted is None:
         _same_start(session, workflow, workflow_id, data)
-        return None
+        return Started(new=False, bell=None)
     envelope = link.envelope
     session.execute(
         insert(TransitionRow).values(
@@ -128,7 +148,7 @@ def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) 
             at=now,
         )
     )
-    return _bell(workflow_id, 0, definition.type, following) if at_once else None
+    return Started(new=True, bell=_bell(workflow_id, 0, definition.type, following) if at_once else None)
 
 
 def _same_start(session: Session, workflow: Workflow, workflow_id: str, data: Mapping[str, Any]) -> None:

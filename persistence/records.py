@@ -148,6 +148,10 @@ class WorkflowSummary:
     attempt: int
     worker: str | None
     """The worker that has it in hand now."""
+    inbox: int
+    """How many events were received and not taken yet."""
+    pausing: Mapping[str, Any] | None
+    """Who asked for a pause, and why, that comes after the handler that runs now."""
     timer_at: datetime | None
     ready_at: datetime | None
     due_at: datetime | None

@@ -45,8 +45,6 @@ _UNOWNED: Final[Mapping[str, Any]] = {
 
 
 _LONGEST_LEAVE: Final = timedelta(minutes=5)
-# One second, doubled so often: half a minute.
-_MOST_STRAYS: Final = 5
 
 Runner: TypeAlias = Callable[[Hot, Mapping[str, Any]], Sequence[Any] | None]
 """What runs a hot statement and returns its row: a worker's own connection, or a transaction."""
@@ -226,8 +224,7 @@ def hand_over(connection: Connection, workflow_id: str, seq: int, known: Sequenc
             kind.not_in(list(known)),
         )
         .values(
-            # Twice as late each time: its own workers may be busy for long, and these have better things to do.
-            due_at=func.clock_timestamp() + delay * func.power(2, func.least(WorkflowRow.strayed, _MOST_STRAYS)),
+            due_at=func.clock_timestamp() + delay,
             strayed=WorkflowRow.strayed + 1,
             rings=0,
         ),

@@ -169,6 +169,7 @@ def due(connection: Connection, known: Collection[str], limit: int) -> list[Due]
             WorkflowRow.following,
             WorkflowRow.rings,
             WorkflowRow.owner.is_not(None),
+            WorkflowRow.strayed > 0,
         )
         .where(WorkflowRow.due_at <= func.clock_timestamp(), kind == any_(cast(list(known), ARRAY(Text))))
         .order_by(WorkflowRow.due_at)
@@ -184,6 +185,7 @@ def due(connection: Connection, known: Collection[str], limit: int) -> list[Due]
             label=f"{row[3]}.{row[4]}" if row[4] else row[3],
             rings=row[5],
             claimed=row[6],
+            strayed=row[7],
         )
         for row in rows
     ]
@@ -200,6 +202,15 @@ def look_again(connection: Connection, looks: Mapping[str, timedelta]) -> None:
             .where(WorkflowRow.id == any_(cast(ids, ARRAY(Text))))
             .values(due_at=func.clock_timestamp() + delay, rings=func.least(WorkflowRow.rings + 1, 1000))
         )
+
+
+def postpone(connection: Connection, workflow_ids: Collection[str], delay: timedelta) -> None:
+    """Move the ``due_at`` of locked workflows on, as if nobody had looked."""
+    connection.execute(
+        update(WorkflowRow)
+        .where(WorkflowRow.id == any_(cast(list(workflow_ids), ARRAY(Text))))
+        .values(due_at=func.clock_timestamp() + delay)
+    )
 
 
 def unheard_of(connection: Connection, workflow_ids: Sequence[str]) -> int:

@@ -169,7 +169,7 @@ class Supervisor:
         waiting = [running for running in stage if running.process.poll() is None]
         began = time.monotonic()
         for running in waiting:
-            watchdog.send(running.process.pid, running.service.stop)
+            watchdog.ask(running.process.pid, running.service.stop)
         while waiting:
             for running in list(waiting):
                 waited = time.monotonic() - began

@@ -27,12 +27,20 @@ def send(group: int, number: int) -> bool:
     return True
 
 
+def ask(leader: int, number: int) -> None:
+    """Send a signal to the first process of a group: it knows best how to end the others."""
+    try:
+        os.kill(leader, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
 def stop(groups: dict[int, tuple[int, float]]) -> None:
     """Stop process groups at once, each with its own signal and its own grace (seconds)."""
     deadlines = {}
     for group, (number, grace) in groups.items():
-        if send(group, number):
-            deadlines[group] = time.monotonic() + grace
+        ask(group, number)
+        deadlines[group] = time.monotonic() + grace
     while deadlines:
         for group, deadline in list(deadlines.items()):
             if not alive(group):

@@ -195,6 +195,7 @@ class Attempt:
             attempt=self.position.attempt,
             error=f"{type(error).__name__}: {text_of(error)}",
             again_in=None if delay is None else round(delay.total_seconds(), 1),
+            exc_info=error,
         )
         if delay is None:
             return self._stop("failed", error, edge)

@@ -200,7 +200,9 @@ def _backlog(found: Vitals) -> Check:
     if found.strangers:
         types = ", ".join(f"{count} of {kind}" for kind, count in sorted(found.strangers.items()))
         return _degraded(
-            "backlog", f"{says}; no worker knows the type of {types}", "name its module in AEGIS_WORKFLOWS"
+            "backlog",
+            f"{says}; no worker knows the type of {types}",
+            "name its module in AEGIS_WORKFLOWS, and restart the workers",
         )
     if found.unheard:
         queues = ", ".join(f"{count} on {queue!r}" for queue, count in sorted(found.unheard.items()))

@@ -7,6 +7,7 @@ done twice with the same result.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from ..config.logging import get_logger
@@ -21,6 +22,7 @@ from .broker import Broker
 log = get_logger(__name__)
 
 _BATCH: Final = 500
+_LATER: Final = timedelta(seconds=1)
 # 20,000 workflows a sweep: the next one goes on with the rest.
 _MOST_BATCHES: Final = 40
 
@@ -90,13 +92,18 @@ def _ring_due(database: Database, broker: Broker, policy: Policy, known: frozens
         queues = watch.due_queues(connection, known, _BATCH * _MOST_BATCHES)
     # Also those that nobody listens to: they are as long as they are, and must not get longer each time.
     lengths = broker.lengths(queues) if queues else {}
-    rung = 0
+    rung = strays = 0
     for _ in range(_MOST_BATCHES):
         with database.transaction() as session:
             connection = session.connection()
             due = watch.due(connection, known, _BATCH)
             chosen = recovery.to_ring(due, lengths, policy)
-            watch.look_again(connection, {row.workflow_id: recovery.next_look(row, policy) for row in due})
+            later = recovery.postponed(chosen, policy.most_strays - strays)
+            chosen = [row for row in chosen if row.workflow_id not in later]
+            strays += sum(row.strayed for row in chosen)
+            looked_at = [row for row in due if row.workflow_id not in later]
+            watch.look_again(connection, {row.workflow_id: recovery.next_look(row, policy) for row in looked_at})
+            watch.postpone(connection, later, _LATER)
         # After the commit: a worker that answers at once must not wait for our locks.
         if chosen and not broker.ring([_bell(row) for row in chosen]):
             with database.statement() as connection:

@@ -168,6 +168,15 @@ def _look_and_commit(bench: Bench, move: Move) -> Moved | None:
 
 
 def _ring(bench: Bench, move: Move, moved: Moved) -> Ended:
+    envelope = move.link.envelope
+    log.info(
+        "transition committed",
+        workflow_id=envelope.workflow_id,
+        seq=envelope.seq,
+        transition=f"{envelope.type}.{envelope.event}",
+        to=envelope.to_state,
+        attempt=envelope.attempt,
+    )
     if moved.ready:
         bench.ring([moves.bell_after(move, moved)])
     return Ended.COMMITTED

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 from celery import Celery
+from celery.app.amqp import AMQP
+from kombu import Connection
 
 from ..config.settings import Settings
 from ..tasks.entry import install
 from .heartbeat import HeartbeatStep
 from .schedule import schedule
 
+# Between two tries to reach a broker that is away (seconds). Celery's own pauses grow to thirty.
+_LONGEST_PAUSE: Final = 2
+
+
+class _Connection(Connection):
+    """A connection that is tried again soon, however long the broker has been away."""
+
+    def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        pauses = {"interval_start": 1, "interval_step": 1, "interval_max": _LONGEST_PAUSE}
+        return super()._ensure_connection(*args, **pauses | kwargs)
+
+
+class _Amqp(AMQP):
+    Connection = _Connection
+
 
 def make_app(settings: Settings) -> Celery:
     """Return a Celery app with AEGIS's settings, tasks and heartbeat."""
-    app = Celery("aegis", set_as_current=False)
+    app = Celery("aegis", amqp=_Amqp, set_as_current=False)
     app.conf.update(
         broker_url=settings.broker,
         broker_connection_retry_on_startup=True,

@@ -11,10 +11,11 @@ import os
 import secrets
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any, Final
 
 from celery import bootsteps
-from celery.signals import worker_shutdown
+from celery.signals import worker_process_init, worker_shutdown
 
 from ..config.logging import get_logger
 from ..config.settings import settings
@@ -42,6 +43,19 @@ def _check_schema() -> None:
         log.warning("started without the database", reason=error.reason)
     finally:
         database.close()  # before the pool forks
+
+
+@worker_process_init.connect
+def _leave_the_group(**_: object) -> None:
+    """Take a child out of its worker's process group.
+
+    Process managers and terminals send their signals to whole groups, and the children of Celery's
+    pool die of a SIGTERM while their parent waits for them. On Linux a child ends with its parent;
+    elsewhere it stays in the group, which is all that ends it then.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpgid(0, 0)
 
 
 class HeartbeatStep(bootsteps.StartStopStep):

@@ -42,7 +42,18 @@ def _load(module: str) -> None:
 
 
 def _broken(source: str, error: BaseException) -> ConfigurationError:
-    # The last line of the user's own code: the machinery of importing says nothing to anybody.
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return ConfigurationError(source, f"{type(error).__name__}: {error}{place}", "mend it, and start again")
+    problem = str(error)
+    if isinstance(error, SyntaxError):
+        place, problem = f"{error.filename}:{error.lineno}", error.msg
+    else:
+        # The last line of the user's own code: the machinery of importing, and ours, say nothing to anybody.
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename)]
+        frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+        place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown line"
+    return ConfigurationError(source, f"{type(error).__name__} in {place}: {problem}", "mend it, and start again")
+
+
+def _is_theirs(filename: str) -> bool:
+    ours = Path(__file__).resolve().parents[1]
+    rooms = {ours / room for room in ("core", "config", "workers")}
+    return "importlib" not in filename and not rooms & set(Path(filename).resolve().parents)

@@ -104,7 +104,8 @@ BAD: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("list", "--status", "asleep"), ("'asleep'", "pending")),
     (("list", "--limit", "0"), ("--limit",)),
     (("start",), ("TYPE",)),
-    (("sing",), ("sing",)),
+    (("sing",), ("there is no command 'sing'", "aegis --help")),
+    (("strat", "Steps"), ("there is no command 'strat'", "did you mean 'start'?")),
     (("list", "--sing"), ("--sing",)),
 ]
 
@@ -189,13 +190,13 @@ def test_a_wrong_schema_is_said_by_every_command(
     [
         ("nowhere_at_all", None, ("AEGIS_WORKFLOWS=nowhere_at_all", "no module 'nowhere_at_all'", "its folder")),
         ("mine.py", None, ("it is a file", "name the module: mine")),
-        ("needs", "import not_installed_here", ("ModuleNotFoundError", "not_installed_here", "needs.py:1")),
-        ("wrong", "def f(:\n", ("SyntaxError", "wrong.py")),
-        ("raises", "x = 1\n1/0\n", ("ZeroDivisionError", "raises.py:2")),
+        ("needs", "import not_installed_here", ("ModuleNotFoundError in ", "not_installed_here", "needs.py:1:")),
+        ("wrong", "def f(:\n", ("SyntaxError in ", "wrong.py:1:")),
+        ("raises", "x = 1\n1/0\n", ("ZeroDivisionError in ", "raises.py:2:")),
         (
             "defined",
             "from aegis import Workflow\nclass W(Workflow):\n    state: str = 'a'\n",
-            ("DefinitionError", "W: the type of `state` is not an enumeration"),
+            ("DefinitionError in ", "defined.py:2: W: the type of `state` is not an enumeration"),
         ),
     ],
 )
@@ -250,7 +251,7 @@ def test_with_the_broker_away_start_and_send_accept_and_say_so(
     said = aegis("start", "Paper", "--id", "p", "--data", '{"title": "x"}', **away)
     assert (said.status, said.stdout, said.stderr) == (0, "p accepted\n", unrung)
     as_json = aegis("start", "Paper", "--id", "q", "--data", '{"title": "x"}', "--json", **away)
-    assert (as_json.status, json.loads(as_json.stdout)) == (0, {"id": "q", "rung": False})
+    assert (as_json.status, json.loads(as_json.stdout)) == (0, {"id": "q", "new": True, "rung": False})
     deployment.beat()
     deployment.worker()
     deployment.await_all("waiting", 2)

@@ -21,7 +21,7 @@ from aegis.persistence import schema
 
 SUMMARY = {
     *("id", "type", "version", "state", "status", "seq", "following", "accepts", "attempt", "worker"),
-    *("timer_at", "ready_at", "due_at", "error", "created_at", "updated_at"),
+    *("inbox", "pausing", "timer_at", "ready_at", "due_at", "error", "created_at", "updated_at"),
 }
 LINK = {
     *("workflow_id", "seq", "event", "from_state", "to_state", "actor", "attempt", "at", "hash", "prev", "payload"),
@@ -106,12 +106,12 @@ def test_a_workflow_is_led_through_its_whole_life(aegis: CommandLine, living: De
 def test_start_says_the_id_and_that_the_bell_rang(aegis: CommandLine) -> None:
     said = aegis("start", "Steps", "--id", "started", "--json")
     assert said.status == 0
-    assert said.document() == {"id": "started", "rung": True}
+    assert said.document() == {"id": "started", "new": True, "rung": True}
 
 
 def test_the_same_start_again_changes_nothing(aegis: CommandLine, living: Deployment) -> None:
-    for _ in range(2):
-        assert the_line(aegis("start", "Steps", "--id", "twice", "--data", '{"pause": 0}')) == "twice accepted"
+    for says in ("twice accepted", "twice was accepted before, with the same data"):
+        assert the_line(aegis("start", "Steps", "--id", "twice", "--data", '{"pause": 0}')) == says
     living.await_status("twice", "completed")
     assert living.effects("twice") == 3
 
@@ -337,10 +337,33 @@ def test_pause_and_resume_keep_their_reasons(aegis: CommandLine, living: Deploym
     assert all(link["actor"].startswith("user:") for link in links[2:])
 
 
+def test_show_tells_of_a_pause_and_of_events_that_wait(aegis: CommandLine, living: Deployment) -> None:
+    paper(aegis, living, "paused-shown")
+    assert aegis("pause", "paused-shown", "--reason", "audit").status == 0
+    assert aegis("send", "paused-shown", "decide", '{"yes": true}').status == 0
+    lines = aegis("show", "paused-shown").stdout.splitlines()
+    assert "next    on decide, (1 event received)" in lines
+    assert any(re.fullmatch(r"paused  by user:\S+: audit", line) for line in lines)
+    assert aegis("cancel", "paused-shown").status == 0
+
+
+def test_a_failure_is_one_line_in_a_list_and_show_says_what_to_do(aegis: CommandLine, living: Deployment) -> None:
+    fragile(aegis, living, "wordy", r"first line\nsecond line of many")
+    assert "second line" in aegis("show", "wordy", "--json").document()["workflow"]["error"]["message"]
+    listed = aegis("list", "--status", "failed").stdout
+    assert "first line" in listed
+    assert "second line" not in listed
+    lines = aegis("show", "wordy").stdout.splitlines()
+    assert "error   first line" in lines
+    assert "next    `aegis retry`, once the cause is mended; or `aegis cancel`" in lines
+    assert aegis("cancel", "wordy").status == 0
+
+
 def test_a_pause_waits_for_the_handler_that_runs(aegis: CommandLine, living: Deployment) -> None:
     key = gate(aegis, living, "paused-running")
     said = aegis("pause", "paused-running")
     assert (said.status, the_line(said)) == (0, "paused-running pauses as soon as its handler has finished")
+    assert "then a pause" in aegis("show", "paused-running").stdout
     key.touch()
     living.await_status("paused-running", "paused")
     assert aegis("show", "paused-running", "--json").document()["workflow"]["state"] == "open"

@@ -72,6 +72,24 @@ def test_a_broker_that_is_away_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPa
     assert waits == []
 
 
+def test_a_worker_looks_for_a_broker_that_is_away_every_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery's own pauses grow to thirty seconds: so long would nothing run that waits for it."""
+    pauses: list[float] = []
+
+    def told(_error: Exception, pause: float) -> None:
+        pauses.append(pause)
+        if len(pauses) == 12:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("kombu.utils.functional.sleep", lambda _: None)
+    settings = Settings(database_url="postgresql://a@b/c", broker_url="redis+socket:///nonexistent/valkey.sock")
+    with pytest.raises(KeyboardInterrupt), make_app(settings).connection_for_read() as connection:
+        # As the worker's consumer does it.
+        connection.ensure_connection(told, None, callback=lambda: None)
+    assert len(pauses) == 12
+    assert max(pauses) <= 2
+
+
 def test_part_of_the_queue_lost(deployment: Deployment) -> None:
     """The mark is still there, so nobody knows; each row's own due_at does it."""
     start_many(deployment, pause=0)

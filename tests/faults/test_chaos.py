@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -100,13 +99,13 @@ class Chaos:
 
     def freeze(self) -> None:
         if node := self._one():
-            node.container._container.signal_group(signal.SIGSTOP)
+            node.freeze()
             self.frozen.append((time.monotonic() + 3, node))
 
     def thaw(self, *, everybody: bool = False) -> None:
         for until, node in list(self.frozen):
             if everybody or time.monotonic() > until:
-                node.container._container.signal_group(signal.SIGCONT)
+                node.thaw()
                 self.frozen.remove((until, node))
 
     def wipe_broker(self) -> None:

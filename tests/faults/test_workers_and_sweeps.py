@@ -42,7 +42,7 @@ def test_sweeps_at_once_share_the_work(deployment: Deployment) -> None:
     alive = Worker(id="w", host="h", pid=1, pids=(1,), queues=("aegis",), types=("Steps/1",))
     with deployment.database.statement() as connection:
         watch.beat(connection, alive)
-        watch.all_due(connection)
+        watch.all_due(connection, deployment.settings.recovery, 10_000)
     with ThreadPoolExecutor(4) as pool:
         swept = list(pool.map(lambda _: sweep(deployment.database, broker, deployment.settings.recovery), range(4)))
     assert sum(one.rung for one in swept) == 200
@@ -151,6 +151,23 @@ def test_a_worker_without_the_code_leaves_it_for_one_that_has_it(deployment: Dep
     assert all(row.seq == 0 and row.attempt == 0 for row in deployment.engine.list())
     deployment.worker()
     deployment.await_all("completed", 5)
+    deployment.assert_sound()
+
+
+def test_a_stop_that_a_whole_process_group_is_told_of_cuts_off_no_handler(deployment: Deployment) -> None:
+    """As honcho, a terminal, and most runners of a Procfile do it."""
+    deployment.beat()
+    worker = deployment.worker()
+    deployment.ledger.accepted(deployment.engine.start(Steps(pause=2), id="steps").id)
+    eventually("the handler runs", lambda: deployment.effects("steps", 1) == 1)
+    worker.container._container.signal_group(signal.SIGTERM)
+    process = worker.container._container.process
+    assert process is not None
+    assert process.wait(20) == 0
+    assert [link.event for link in deployment.engine.history("steps")] == ["created", "one"]
+    deployment.worker()
+    deployment.await_status("steps", "completed")
+    assert {link.attempt for link in deployment.engine.history("steps")} == {1}
     deployment.assert_sound()
 
 

@@ -163,6 +163,18 @@ def test_a_killed_aegis_up_leaves_no_orphan_and_the_next_goes_on(aegis: CommandL
         assert up.end(signal.SIGTERM) == 0
 
 
+def test_ctrl_c_lets_handlers_finish(aegis: CommandLine) -> None:
+    with running(aegis, "--no-flower") as up:
+        assert aegis("start", "Steps", "--id", "slow", "--data", '{"pause": 3}').status == 0
+        eventually("a handler runs", lambda: (aegis.folder / "ledger.jsonl").exists())
+        assert up.end(signal.SIGINT) == 0
+        assert "killed" not in up.screen
+    with running(aegis, "--no-flower"):
+        assert aegis("wait", "slow", "--timeout", "60").status == 0
+        links = aegis("history", "slow", "--json").document()
+        assert [link["attempt"] for link in links] == [1, 1, 1, 1]
+
+
 def test_a_worker_that_is_killed_is_started_again(aegis: CommandLine) -> None:
     with running(aegis, "--no-flower") as up:
         worker = next(int(line.split()[1]) for line in up.lines if line.startswith("worker-1"))
@@ -202,3 +214,4 @@ def test_what_cannot_come_up_says_why_in_one_line(aegis: CommandLine, variables:
     began = time.monotonic()
     said = aegis("up", **variables)
     assert says in said.complaint(), time.monotonic() - began
+    assert "stopping" not in said.stdout

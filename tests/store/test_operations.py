@@ -26,7 +26,7 @@ from store_workbench import (
     sql,
     value,
 )
-from store_workflows import Act, Booking, Decision, Letter, Once, Page, Parcel, Stage
+from store_workflows import Act, Alarm, Booking, Decision, Letter, Once, Page, Parcel, Stage
 
 from aegis import Context, Workflow, transition
 from aegis.core.bell import Bell
@@ -112,9 +112,9 @@ def test_start_of_a_workflow_that_waits_for_an_event_rings_nothing(
 def test_start_of_a_workflow_that_waits_for_a_timer_is_due_when_it_runs_out(
     engine: DurableWorkflowEngine, database: Database, ring: RecordingRing
 ) -> None:
-    engine.start(Parcel(state=Stage.PACKED), id="p")
+    engine.start(Alarm(), id="p")
     found = row(database, "p")
-    assert (found.status, found.following, found.queue) == ("waiting", "expire", "night")
+    assert (found.status, found.following, found.queue) == ("waiting", "ring", "night")
     assert found.timer_at == found.ready_at == found.due_at == found.entered_at + timedelta(days=7)
     assert ring.calls == 0
 
@@ -128,6 +128,7 @@ def test_the_same_start_again_gives_a_handle_and_writes_nothing(
     again = engine.start(Parcel(weight=3, extra={"a": [1, 2.5, None]}), id="p-1")
 
     assert again.id == "p-1"
+    assert not again.new
     assert everything(database) == before
     assert ring.bells == []
 
@@ -281,13 +282,15 @@ def test_a_class_cannot_begin_in_a_final_state() -> None:
             def never(self, ctx: Context) -> None: ...
 
 
-def test_an_instance_that_is_started_in_a_final_state_is_completed_at_once(
-    engine: DurableWorkflowEngine, ring: RecordingRing
+@pytest.mark.parametrize("state", [Stage.PACKED, Stage.SENT])
+def test_a_start_anywhere_but_at_the_beginning_is_refused(
+    engine: DurableWorkflowEngine, database: Database, ring: RecordingRing, state: Stage
 ) -> None:
-    handle = engine.start(Parcel(state=Stage.SENT), id="p")
-    assert handle.describe().status == "completed"
-    assert handle.wait(timeout=0) == Parcel(state=Stage.SENT)
-    assert engine.verify_integrity("p") == (True, None)
+    """The data may be a client's, who must not leap over the handlers that come first."""
+    before = everything(database)
+    with pytest.raises(InvalidData, match=f"/state: it is '{state}'; a new workflow is in 'new'"):
+        engine.start(Parcel.from_dict({"state": state.value}), id="p")
+    assert everything(database) == before
     assert ring.calls == 0
 
 

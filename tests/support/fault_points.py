@@ -26,7 +26,8 @@ def _kill_child() -> None:
 
 def _kill_worker() -> None:
     """End the worker, with all its children, but not the process that writes its heartbeat."""
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+    os.kill(os.getppid(), signal.SIGKILL)  # its other children die with it
+    _kill_child()
 
 
 def _kill_host() -> None:

@@ -199,6 +199,18 @@ class AegisWorker(CeleryTestWorker):
         """The processes that run its handlers."""
         return [child for child, is_pulse in self._children() if not is_pulse]
 
+    def freeze(self) -> None:
+        """Stop it with its handlers, but not the process that writes its heartbeat."""
+        for process in [psutil.Process(self.pid), *self.handlers()]:
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        for process in [*self.handlers(), psutil.Process(self.pid)]:
+            with contextlib.suppress(psutil.Error):
+                process.resume()
+
     def kill_host(self) -> None:
         """End it with its heartbeat, as a host that is lost does."""
         pulse = self.pulse()

@@ -134,6 +134,21 @@ class Crossing(Workflow, name="store.Crossing"):
         return _play("right", self, ctx)
 
 
+class Bell(StrEnum):
+    SET = "set"
+    RUNG = "rung"
+
+
+class Alarm(Workflow, name="store.Alarm"):
+    """It waits for nothing but a timer."""
+
+    state: Bell = Bell.SET
+
+    @transition(Bell.SET, Bell.RUNG, after=timedelta(days=7), queue="night")
+    def ring(self, ctx: Context) -> Any:
+        return _play("ring", self, ctx)
+
+
 class Leg(StrEnum):
     FIRST = "first"
     SECOND = "second"
