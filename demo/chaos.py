@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -78,7 +79,8 @@ class Chaos:
         name = self._random.choice(busy)
         # Stopped before it is looked at again: its handlers take milliseconds, and what is counted is what dies.
         pid = self.supervisor.pid(name)
-        family = [psutil.Process(pid), *psutil.Process(pid).children()]
+        # But not the process of its heartbeat, which has a session of its own and sees the worker out.
+        family = [psutil.Process(pid), *(one for one in psutil.Process(pid).children() if os.getsid(one.pid) == pid)]
         _each(family, psutil.Process.suspend)
         held = self._in_hand(name)
         if not held:
