@@ -25,6 +25,7 @@ _FIRST: Final = 0.3
 # Rough, not endless: a large file needs a few undisturbed seconds at some time.
 _MOST_KILLS: Final = 10
 _LEAVE_LAST: Final = 5
+_MOST_TRIES: Final = 40
 
 
 @dataclass
@@ -77,14 +78,9 @@ class Chaos:
         if not busy:
             return False
         name = self._random.choice(busy)
-        # Stopped before it is looked at again: its handlers take milliseconds, and what is counted is what dies.
         pid = self.supervisor.pid(name)
-        # But not the process of its heartbeat, which has a session of its own and sees the worker out.
-        family = [psutil.Process(pid), *(one for one in psutil.Process(pid).children() if os.getsid(one.pid) == pid)]
-        _each(family, psutil.Process.suspend)
-        held = self._in_hand(name)
+        held = self._caught(name, pid)
         if not held:
-            _each(family, psutil.Process.resume)
             return False
         self.supervisor.kill(name)
         self.kills += 1
@@ -92,6 +88,21 @@ class Chaos:
         self.wounds.append(Wound(what="kill", at=time.monotonic(), is_healed=healed))
         self.tell(f"{name} (pid {pid}) killed with {len(held)} workflow{'s' * (len(held) > 1)} in hand")
         return True
+
+    def _caught(self, name: str, pid: int) -> dict[str, int]:
+        """Stop a worker while it has something in hand, and return that; nothing if it never has.
+
+        Its handlers take milliseconds: what was in hand when we asked is done when the signal comes.
+        """
+        # But not the process of its heartbeat, which has a session of its own and sees the worker out.
+        family = [psutil.Process(pid), *(one for one in psutil.Process(pid).children() if os.getsid(one.pid) == pid)]
+        for _ in range(_MOST_TRIES):
+            _each(family, psutil.Process.suspend)
+            if held := self._in_hand(name):
+                return held
+            _each(family, psutil.Process.resume)
+            time.sleep(self._random.uniform(0, 0.01))
+        return {}
 
     def _in_hand(self, name: str) -> dict[str, int]:
         with self.database.statement() as connection:
