@@ -58,6 +58,35 @@ class Settings(BaseModel):
     max_bytes: Annotated[
         int, Field(ge=1024, le=1024 * 1024, description="the most that one checkpoint or payload may hold, in bytes")
     ] = 256 * 1024
+    keys: Annotated[
+        Path, Field(description="the folder of the keys that sign anchors and authenticate transitions")
+    ] = Path()
+    trusted_keys: Annotated[
+        Path, Field(description="the keys whose anchors are trusted: a file, one a line, or a folder of *.vkey files")
+    ] = Path()
+    anchors: Annotated[
+        tuple[str, ...],
+        Field(description="where anchors are written: files, s3://bucket/prefix, separated by commas; or none"),
+    ] = ()
+    anchor_interval: Annotated[float, Field(ge=1, le=86400, description="between two anchors, at the most")] = 60
+    anchor_every: Annotated[
+        int, Field(ge=1, le=1_000_000, description="after so many transitions there is an anchor before that")
+    ] = 1000
+    timestamp_url: Annotated[
+        str, Field(description="an RFC 3161 time-stamping authority that is asked about each anchor: https://...")
+    ] = ""
+    scrub_within: Annotated[
+        float, Field(ge=60, le=31_536_000, description="everything is verified in turn, once within so long")
+    ] = 86400
+    prune_keep: Annotated[
+        int, Field(ge=0, le=1_000_000, description="beat keeps so many checkpoints of a workflow; 0: all of them")
+    ] = 0
+    prune_after: Annotated[
+        float, Field(ge=0, le=3_153_600_000, description="and of the others those that are not older than this")
+    ] = 0
+    purge_after: Annotated[
+        float, Field(ge=0, le=3_153_600_000, description="beat purges what ended so long ago; 0: nothing")
+    ] = 0
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what is logged")] = "info"
     log_format: Annotated[Literal["console", "json"], Field(description="how it is logged")] = "console"
     postgres_bin: Annotated[
@@ -65,7 +94,7 @@ class Settings(BaseModel):
     ] = ""
     valkey_bin: Annotated[str, Field(description="valkey-server or redis-server, instead of the wheel's")] = ""
 
-    @field_validator("workflows", mode="before")
+    @field_validator("workflows", "anchors", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
@@ -74,6 +103,27 @@ class Settings(BaseModel):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return default_home() if value == Path() else value.expanduser().absolute()
+
+    @field_validator("keys", "trusted_keys", mode="after")
+    @classmethod
+    def _expanded(cls, value: Path) -> Path:
+        return value if value == Path() else value.expanduser().absolute()
+
+    @field_validator("anchors", mode="after")
+    @classmethod
+    def _none_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "none" in value and len(value) > 1:
+            msg = "it says none, and a place as well"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("timestamp_url", mode="after")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if value and not value.startswith(("https://", "http://")):
+            msg = "it is not an http address"
+            raise ValueError(msg)
+        return value
 
     @field_validator("database_url", mode="after")
     @classmethod
@@ -126,6 +176,23 @@ class Settings(BaseModel):
     def places(self) -> Home:
         """Where the private servers keep their things."""
         return Home(self.home)
+
+    @property
+    def key_folder(self) -> Path:
+        """Where the keys are."""
+        return self.home / "keys" if self.keys == Path() else self.keys
+
+    @property
+    def trusted(self) -> Path:
+        """Where the keys are whose anchors are trusted."""
+        return self.key_folder if self.trusted_keys == Path() else self.trusted_keys
+
+    @property
+    def anchor_places(self) -> tuple[str, ...]:
+        """Where anchors are written: outside of the database, and not where its own files are."""
+        if self.anchors == ("none",):
+            return ()
+        return self.anchors or (str(self.home / "anchors" / "anchors.jsonl"),)
 
     @property
     def database(self) -> str:

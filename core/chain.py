@@ -9,9 +9,11 @@ version.
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Final
 
 from .canonical import Json, canonical
@@ -32,18 +34,23 @@ ENGINE_EVENTS: Final[Mapping[str, str | None]] = {
     "cancelled": "cancelled",
     "failed": "failed",
     "quarantined": "quarantined",
-    # Not written yet; kept from user code, because the format gives them a meaning.
+    # These two say themselves, in their payload, which status they leave.
     "imported": None,
     "erased": None,
+    # Of the system's own chain alone.
+    "pruned": None,
+    "purged": None,
 }
 
 
 def hash_of(kind: str, *parts: bytes) -> bytes:
     """Return ``H(kind, *parts)``, 32 bytes."""
-    digest = hashlib.sha256(b"aegis/" + kind.encode() + b"/v1\n")
-    for part in parts:
-        digest.update(part)
-    return digest.digest()
+    return hashlib.sha256(b"".join((_tag(kind), *parts))).digest()
+
+
+@cache
+def _tag(kind: str) -> bytes:
+    return b"aegis/" + kind.encode() + b"/v1\n"
 
 
 def genesis(deployment: str, workflow_id: str) -> bytes:
@@ -114,12 +121,27 @@ class Envelope:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MacKey:
+    """A key that authenticates transitions; from ``required_from`` on every one has to carry a code."""
+
+    id: str
+    secret: bytes
+    required_from: datetime
+
+    def code(self, hash_: bytes) -> bytes:
+        """Return the code of the transition of that hash: HMAC-SHA256, 32 bytes."""
+        return hmac.digest(self.secret, b"aegis/mac/v1\n" + hash_, "sha256")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Link:
     """One transition ready to be recorded: the envelope, and everything that it commits to."""
 
     envelope: Envelope
     body: bytes
     hash: bytes
+    mac: bytes | None
+    mac_key: str | None
     checkpoint: bytes
     checkpoint_salt: bytes
     payload: bytes | None
@@ -144,7 +166,7 @@ class Step:
     payload: Json = None
 
 
-def link(step: Step, prev: bytes, *, salts: tuple[bytes, bytes], max_bytes: int) -> Link:
+def link(step: Step, prev: bytes, *, salts: tuple[bytes, bytes], max_bytes: int, mac_key: MacKey | None = None) -> Link:
     """Tie a transition to the one before it, whose hash is ``prev``; the salts are 32 random bytes each.
 
     ``max_bytes`` is for the state: the payload was bounded where it came in, and is not refused now.
@@ -172,10 +194,13 @@ def link(step: Step, prev: bytes, *, salts: tuple[bytes, bytes], max_bytes: int)
         checkpoint=checkpoint_commitment(checkpoint_salt, checkpoint),
     )
     body = envelope.to_bytes()
+    digest = transition_hash(body)
     return Link(
         envelope=envelope,
         body=body,
-        hash=transition_hash(body),
+        hash=digest,
+        mac=None if mac_key is None else mac_key.code(digest),
+        mac_key=None if mac_key is None else mac_key.id,
         checkpoint=checkpoint,
         checkpoint_salt=checkpoint_salt,
         payload=payload,

@@ -231,6 +231,65 @@ class HistoryBroken(AegisError):
         return f"workflow {self.workflow_id!r}, transition {self.seq}: {self.problem}"
 
 
+class DataErased(AegisError):
+    """A workflow's data that was erased on purpose; its history is still there."""
+
+    def __init__(self, workflow_id: str, seq: int) -> None:
+        super().__init__(workflow_id, seq)
+        self.workflow_id, self.seq = workflow_id, seq
+
+    def _message(self) -> str:
+        return (
+            f"the data of workflow {self.workflow_id!r} at transition {self.seq} was erased; `aegis history` says why"
+        )
+
+
+class CheckpointPruned(AegisError):
+    """A workflow's data as an earlier transition left it, that was pruned on purpose."""
+
+    def __init__(self, workflow_id: str, seq: int) -> None:
+        super().__init__(workflow_id, seq)
+        self.workflow_id, self.seq = workflow_id, seq
+
+    def _message(self) -> str:
+        return (
+            f"the checkpoint of workflow {self.workflow_id!r} at transition {self.seq} was pruned; later ones are kept"
+        )
+
+
+class WorkflowPurged(AegisError):
+    """An id whose workflow was purged on purpose: only its stub is left, and the id stays taken."""
+
+    def __init__(self, workflow_id: str) -> None:
+        super().__init__(workflow_id)
+        self.workflow_id = workflow_id
+
+    def _message(self) -> str:
+        return f"workflow {self.workflow_id!r} was purged, and its id is never used again; use another id"
+
+
+class BundleRefused(AegisError):
+    """A bundle that is not what was committed; ``findings`` are lines for people, nothing was written."""
+
+    def __init__(self, source: str, findings: Sequence[str]) -> None:
+        super().__init__(source, tuple(findings))
+        self.source, self.findings = source, tuple(findings)
+
+    def _message(self) -> str:
+        return f"{self.source} was not imported, nothing was written: {'; '.join(self.findings)}"
+
+
+class LogBroken(AegisError):
+    """The log over all histories is not what it was; ``index`` is the place in it."""
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(index, problem)
+        self.index, self.problem = index, problem
+
+    def _message(self) -> str:
+        return f"the log, entry {self.index}: {self.problem}; `aegis verify --all` tells more"
+
+
 class NotANote(AegisError):
     """A signed note, or a key, that is malformed or signed by nobody trusted; ``what`` says which."""
 
@@ -240,6 +299,17 @@ class NotANote(AegisError):
 
     def _message(self) -> str:
         return f"{self.what} cannot be used: {self.problem}"
+
+
+class NotABundle(AegisError):
+    """A file or document that is no bundle, or was damaged; ``source`` says which."""
+
+    def __init__(self, source: str, problem: str) -> None:
+        super().__init__(source, problem)
+        self.source, self.problem = source, problem
+
+    def _message(self) -> str:
+        return f"{self.source} is no intact bundle: {self.problem}; fetch or export it again"
 
 
 # --- the surroundings -----------------------------------------------------------------
@@ -298,6 +368,17 @@ class BrokerUnavailable(AegisError):
             f"no answer from the broker at {self.url} ({self.reason}); "
             "start it with `aegis up`, or set AEGIS_BROKER_URL to one that runs"
         )
+
+
+class SinkUnavailable(AegisError):
+    """A place where anchors are kept cannot be read or written."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(place, reason)
+        self.place, self.reason = place, reason
+
+    def _message(self) -> str:
+        return f"the anchors at {self.place} cannot be reached ({self.reason}); mend that, or AEGIS_ANCHORS"
 
 
 class ServerUnavailable(AegisError):

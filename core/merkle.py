@@ -32,6 +32,17 @@ class Frontier:
         self.size = 0
         self._roots: list[bytes] = []
 
+    @classmethod
+    def of(cls, size: int, mth: Mth) -> Frontier:
+        """Return that of a tree over ``size`` leaves."""
+        made, start = cls(), 0
+        for bit in reversed(range(size.bit_length())):
+            if size >> bit & 1:
+                made._roots.append(mth(start, start + (1 << bit)))
+                start += 1 << bit
+        made.size = size
+        return made
+
     def append(self, leaf: bytes) -> None:
         """Add a leaf's hash; amortised two hashes each."""
         carry, size = leaf, self.size

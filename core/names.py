@@ -12,6 +12,25 @@ _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+=~-]*")
 _RULE: Final = f"use 1 to {MAX_ID} letters, digits and any of . _ : @ / + = ~ -, beginning with a letter or digit"
 
 
+SYSTEM: Final = "aegis:system"
+"""The workflow whose chain tells of what was removed on purpose."""
+SYSTEM_TYPE: Final = "aegis.System"
+_RESERVED: Final = "aegis:"
+
+
+def check_new_id(workflow_id: object) -> str:
+    """Return an id that a new workflow may have.
+
+    Raises:
+        InvalidName: it cannot be an id, or is the system's.
+
+    """
+    checked = check_name("workflow id", workflow_id)
+    if checked.startswith(_RESERVED):
+        raise InvalidName("workflow id", checked, f"what begins with {_RESERVED!r} is the system's own")
+    return checked
+
+
 def check_name(what: str, value: object) -> str:
     """Return an id, key or actor that is fit for hashes, URLs, shells and logs.
 

@@ -29,14 +29,15 @@ _KEY_BYTES: Final = 32
 _SIGNATURE_BYTES: Final = 64
 _ROOT_BYTES: Final = 32
 _DASH: Final = "\N{EM DASH}"
-_NAME: Final = re.compile(r"[^\s+\x00-\x1f\x7f]+")
+_NAME: Final = re.compile(r"[^\s+\x00-\x1f\x7f\ud800-\udfff]+")
 _SIZE: Final = re.compile(r"0|[1-9][0-9]{0,18}")
-_AT: Final = re.compile(r"at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)")
+_AT: Final = re.compile(r"at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)", re.ASCII)
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _LARGEST: Final = 1_000_000
 
 
 def is_key_name(name: str) -> bool:
-    """Whether a key, or a log, may be called that: neither white space nor a plus."""
+    """Whether a key, or a log, may be called that: neither white space nor a plus, and nothing but characters."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -141,7 +142,7 @@ def open_note(note: str, trusted: Iterable[VerifierKey]) -> LogHead:
 
 def _parts(note: str) -> tuple[str, list[tuple[str, bytes, bytes]]]:
     text, separator, rest = note.rpartition("\n\n")
-    if len(note) > _LARGEST or not separator or not note.endswith("\n") or not rest:
+    if len(note) > _LARGEST or not separator or not note.endswith("\n") or not rest or _SURROGATE.search(note):
         raise NotANote("the anchor", "it is not text, an empty line, and signatures")
     signatures = []
     for line in rest.removesuffix("\n").split("\n"):

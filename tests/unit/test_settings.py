@@ -52,6 +52,16 @@ def test_an_empty_environment_gives_the_defaults_and_the_private_servers() -> No
         "checkpoint_interval": 300,
         "stop_grace": 15,
         "max_bytes": 262144,
+        "keys": Path(),
+        "trusted_keys": Path(),
+        "anchors": (),
+        "anchor_interval": 60,
+        "anchor_every": 1000,
+        "timestamp_url": "",
+        "scrub_within": 86400,
+        "prune_keep": 0,
+        "prune_after": 0,
+        "purge_after": 0,
         "log_level": "info",
         "log_format": "console",
         "postgres_bin": "",
@@ -77,6 +87,19 @@ def test_an_empty_environment_gives_the_defaults_and_the_private_servers() -> No
         ("AEGIS_CHECKPOINT_INTERVAL", "1", 1),
         ("AEGIS_STOP_GRACE", "0", 0),
         ("AEGIS_MAX_BYTES", "1048576", 1024 * 1024),
+        ("AEGIS_KEYS", "/srv/keys", Path("/srv/keys")),
+        ("AEGIS_TRUSTED_KEYS", "/srv/trusted.vkeys", Path("/srv/trusted.vkeys")),
+        ("AEGIS_ANCHORS", "/mnt/anchors.jsonl", ("/mnt/anchors.jsonl",)),
+        ("AEGIS_ANCHORS", "/mnt/a.jsonl, s3://b/p?retention_days=9,", ("/mnt/a.jsonl", "s3://b/p?retention_days=9")),
+        ("AEGIS_ANCHORS", "none", ("none",)),
+        ("AEGIS_ANCHOR_INTERVAL", "1", 1),
+        ("AEGIS_ANCHOR_EVERY", "1000000", 1_000_000),
+        ("AEGIS_TIMESTAMP_URL", "https://tsa.example/stamp", "https://tsa.example/stamp"),
+        ("AEGIS_TIMESTAMP_URL", "http://tsa.example", "http://tsa.example"),
+        ("AEGIS_SCRUB_WITHIN", "60", 60),
+        ("AEGIS_PRUNE_KEEP", "3", 3),
+        ("AEGIS_PRUNE_AFTER", "3600.5", 3600.5),
+        ("AEGIS_PURGE_AFTER", "3153600000", 3_153_600_000),
         ("AEGIS_LOG_LEVEL", "warning", "warning"),
         ("AEGIS_LOG_FORMAT", "json", "json"),
         ("AEGIS_POSTGRES_BIN", "/usr/lib/postgresql/17/bin", "/usr/lib/postgresql/17/bin"),
@@ -199,6 +222,22 @@ def test_one_address_without_the_other_is_refused_and_the_missing_one_is_named(g
         ("AEGIS_MAX_BYTES", "1048577", "less than or equal to 1048576"),
         ("AEGIS_MAX_BYTES", "256k", "valid integer"),
         ("AEGIS_MAX_BYTES", "2048.5", "valid integer"),
+        ("AEGIS_ANCHOR_INTERVAL", "0.5", "greater than or equal to 1"),
+        ("AEGIS_ANCHOR_INTERVAL", "86401", "less than or equal to 86400"),
+        ("AEGIS_ANCHOR_INTERVAL", "nan", "less than or equal to 86400"),
+        ("AEGIS_ANCHOR_EVERY", "0", "greater than or equal to 1"),
+        ("AEGIS_ANCHOR_EVERY", "1000001", "less than or equal to 1000000"),
+        ("AEGIS_ANCHOR_EVERY", "1k", "valid integer"),
+        ("AEGIS_TIMESTAMP_URL", "tsa.example", "it is not an http address"),
+        ("AEGIS_TIMESTAMP_URL", "file:///etc/passwd", "it is not an http address"),
+        ("AEGIS_SCRUB_WITHIN", "59", "greater than or equal to 60"),
+        ("AEGIS_SCRUB_WITHIN", "inf", "less than or equal to 31536000"),
+        ("AEGIS_PRUNE_KEEP", "-1", "greater than or equal to 0"),
+        ("AEGIS_PRUNE_KEEP", "1.5", "valid integer"),
+        ("AEGIS_PRUNE_AFTER", "-1", "greater than or equal to 0"),
+        ("AEGIS_PRUNE_AFTER", "a week", "valid number"),
+        ("AEGIS_PURGE_AFTER", "-0.1", "greater than or equal to 0"),
+        ("AEGIS_PURGE_AFTER", "3153600001", "less than or equal to 3153600000"),
         ("AEGIS_LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("AEGIS_LOG_LEVEL", "INFO", "'debug', 'info', 'warning' or 'error'"),
         ("AEGIS_LOG_FORMAT", "xml", "'console' or 'json'"),
@@ -327,6 +366,59 @@ def test_no_refusal_shows_a_password(environment: dict[str, str]) -> None:
     assert "geheim" not in str(error)
     assert "geheim" not in repr(error)
     assert "geheim" not in "".join(traceback.format_exception(error)), "pydantic's own error shows its input"
+
+
+# --- keys and anchors -----------------------------------------------------------------------
+
+
+def test_keys_and_anchors_are_below_the_home_of_whoever_names_no_place() -> None:
+    settings = read({"AEGIS_HOME": "/srv/aegis"})
+    assert settings.key_folder == settings.trusted == Path("/srv/aegis/keys")
+    assert settings.anchor_places == ("/srv/aegis/anchors/anchors.jsonl",)
+
+
+def test_anchors_are_not_where_the_database_keeps_its_files() -> None:
+    settings = read({"AEGIS_HOME": "/srv/aegis"})
+    assert not Path(settings.anchor_places[0]).is_relative_to(settings.places.postgres)
+
+
+def test_the_keys_of_a_folder_are_trusted_unless_others_are_named() -> None:
+    keys = {"AEGIS_KEYS": "/srv/keys"}
+    assert read(keys).trusted == read(keys).key_folder == Path("/srv/keys")
+    named = read(keys | {"AEGIS_TRUSTED_KEYS": "/srv/trusted"})
+    assert (named.key_folder, named.trusted) == (Path("/srv/keys"), Path("/srv/trusted"))
+
+
+@pytest.mark.parametrize("variable", ["AEGIS_KEYS", "AEGIS_TRUSTED_KEYS"])
+def test_a_folder_of_keys_is_absolute_and_may_begin_with_a_tilde(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    name = variable.removeprefix("AEGIS_").lower()
+    assert getattr(read({variable: "~/keys"}), name) == tmp_path / "keys"
+    assert getattr(read({variable: "keys"}), name) == tmp_path / "keys"
+
+
+@pytest.mark.parametrize(
+    ("given", "places"),
+    [
+        ("none", ()),
+        ("/a.jsonl,s3://b/p", ("/a.jsonl", "s3://b/p")),
+        ("relative.jsonl", ("relative.jsonl",)),
+    ],
+)
+def test_anchors_are_written_where_they_are_told_to_or_nowhere(given: str, places: tuple[str, ...]) -> None:
+    assert read({"AEGIS_ANCHORS": given}).anchor_places == places
+
+
+@pytest.mark.parametrize("given", ["none,/a.jsonl", "/a.jsonl, none"])
+def test_nowhere_and_somewhere_at_once_is_refused(given: str) -> None:
+    """It would be a file of that name, wherever the process happens to have been started."""
+    error = refusal(AEGIS_ANCHORS=given)
+    assert error.source == f"AEGIS_ANCHORS={given}"
+    assert "it says none, and a place as well" in error.problem
+    assert len(str(error).splitlines()) == 1
 
 
 # --- the home -------------------------------------------------------------------------------
