@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from typing import Final
+from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from ..core.errors import SchemaMismatch
 from . import schema
 from .database import Database
-from .models import DeploymentRow, SweepRow
+from .models import Base, DeploymentRow, LogStateRow, ScrubRow, SweepRow
 
 _one_at_a_time: Final = threading.Lock()
 
@@ -43,7 +43,13 @@ def upgrade(database: Database, *, deployment: str = "") -> str:
 
 
 def first_rows(connection: Connection, deployment: str) -> None:
-    """Write the two rows that a deployment begins with, where they are not there yet."""
+    """Write the rows that a deployment begins with, one to a table, where they are not there yet."""
     now = text("clock_timestamp()")
-    connection.execute(insert(DeploymentRow).values(id=1, name=deployment, created_at=now).on_conflict_do_nothing())
-    connection.execute(insert(SweepRow).values(id=1, ran_at=now, since=now).on_conflict_do_nothing())
+    rows: dict[type[Base], dict[str, Any]] = {
+        DeploymentRow: {"name": deployment, "created_at": now},
+        SweepRow: {"ran_at": now, "since": now},
+        LogStateRow: {"size": 0, "horizon": 0, "system": ""},
+        ScrubRow: {"started_at": now, "place": "", "verified": 0, "covered": 0, "found": [], "findings": []},
+    }
+    for table, values in rows.items():
+        connection.execute(insert(table).values(id=1, **values).on_conflict_do_nothing())

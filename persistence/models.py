@@ -8,6 +8,12 @@
 ``aegis_worker``      one row a living worker
 ``aegis_sweep``       one row: when the recovery sweep last ran
 ``aegis_deployment``  one row: the name that is hashed into every chain's beginning
+``aegis_log``         all transitions of all workflows in one order: the leaves of a Merkle tree
+``aegis_log_node``    the tree's nodes over 256, 65,536, ... leaves
+``aegis_log_state``   one row: how far the log is
+``aegis_anchor``      the signed statements about the log, as they were written to the places outside
+``aegis_removal``     what was pruned or purged: why something that was committed is not there
+``aegis_scrub``       one row: how far the verification of everything in turn is
 
 The hot tables have no foreign keys: their rows are only ever written by the statement that moves
 the workflow, history outlives the row that it tells of, and each key would cost a look and a
@@ -40,6 +46,7 @@ from ..core.names import MAX_ID
 STATUSES: Final = ("pending", "waiting", "paused", "completed", "failed", "cancelled", "quarantined")
 ENDED: Final = ("completed", "cancelled")
 CHECKPOINT_KINDS: Final = ("transition", "manual", "periodic")
+REMOVAL_KINDS: Final = ("pruned", "purged")
 
 
 class Base(DeclarativeBase):
@@ -161,8 +168,19 @@ class TransitionRow(Base):
     at: Mapped[datetime]
     envelope: Mapped[bytes]
     hash: Mapped[bytes]
+    mac: Mapped[bytes | None]
+    """HMAC of the hash, where the deployment has a key."""
+    mac_key: Mapped[str | None]
+    """Which key."""
+    xact: Mapped[int] = mapped_column(BigInteger, server_default=text("(pg_current_xact_id()::text)::bigint"))
+    """The database's transaction: what the log has not taken up yet is found by it."""
 
-    __table_args__ = (CheckConstraint("octet_length(hash) = 32", name="aegis_transition_hash_is_a_hash"),)
+    __table_args__ = (
+        CheckConstraint("octet_length(hash) = 32", name="aegis_transition_hash_is_a_hash"),
+        CheckConstraint("(mac IS NULL) = (mac_key IS NULL)", name="aegis_transition_mac_has_key"),
+        CheckConstraint("octet_length(mac) = 32", name="aegis_transition_mac_is_a_hash"),
+        Index("aegis_transition_xact", "xact"),
+    )
 
 
 class PayloadRow(Base):
@@ -265,3 +283,110 @@ class DeploymentRow(Base):
     created_at: Mapped[datetime]
 
     __table_args__ = (CheckConstraint("id = 1", name="aegis_deployment_is_one"),)
+
+
+# --- the log -----------------------------------------------------------------------------------
+
+
+class LogRow(Base):
+    """One leaf of the log: a transition, at its place among all."""
+
+    __tablename__ = "aegis_log"
+
+    log_index: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    workflow_id: Mapped[str]
+    seq: Mapped[int] = mapped_column(BigInteger)
+    hash: Mapped[bytes]
+    """The transition's hash; the leaf is the hash of that."""
+
+    __table_args__ = (
+        UniqueConstraint("workflow_id", "seq", name="aegis_log_once"),
+        CheckConstraint("log_index >= 0", name="aegis_log_index_counts"),
+        CheckConstraint("octet_length(hash) = 32", name="aegis_log_hash_is_a_hash"),
+    )
+
+
+class NodeRow(Base):
+    """A node of the tree over the log: the root over ``256 ** level`` leaves from ``number * 256 ** level`` on."""
+
+    __tablename__ = "aegis_log_node"
+
+    level: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    hash: Mapped[bytes]
+
+    __table_args__ = (CheckConstraint("octet_length(hash) = 32", name="aegis_log_node_hash_is_a_hash"),)
+
+
+class LogStateRow(Base):
+    """How far the log is, and from which transaction on there may be more."""
+
+    __tablename__ = "aegis_log_state"
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    horizon: Mapped[int] = mapped_column(BigInteger)
+    """Every transition of a transaction below this is in the log."""
+    system: Mapped[str]
+    """The database cluster whose transactions ``horizon`` counts."""
+
+    __table_args__ = (CheckConstraint("id = 1", name="aegis_log_state_is_one"),)
+
+
+class AnchorRow(Base):
+    """A signed statement about the log. What counts is where else it was written."""
+
+    __tablename__ = "aegis_anchor"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    root: Mapped[bytes]
+    at: Mapped[datetime]
+    note: Mapped[str]
+
+    __table_args__ = (CheckConstraint("octet_length(root) = 32", name="aegis_anchor_root_is_a_hash"),)
+
+
+class RemovalRow(Base):
+    """Something that was removed on purpose: up to which transition, and which record of the system's chain says so."""
+
+    __tablename__ = "aegis_removal"
+
+    workflow_id: Mapped[str] = mapped_column(primary_key=True)
+    system_seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    kind: Mapped[str]
+    through_seq: Mapped[int] = mapped_column(BigInteger)
+    head: Mapped[bytes | None]
+    """The hash of transition ``through_seq`` of a purged workflow."""
+
+    __table_args__ = (
+        CheckConstraint(_one_of("kind", REMOVAL_KINDS), name="aegis_removal_kind_known"),
+        CheckConstraint("(kind = 'purged') = (head IS NOT NULL)", name="aegis_removal_purged_has_head"),
+        Index("aegis_removal_record", "system_seq"),
+    )
+
+
+class ScrubRow(Base):
+    """How far the verification of everything in turn is."""
+
+    __tablename__ = "aegis_scrub"
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    started_at: Mapped[datetime]
+    """When this round began."""
+    place: Mapped[str]
+    """The workflow up to which this round has come."""
+    verified: Mapped[int] = mapped_column(BigInteger)
+    """How many transitions this round has verified so far."""
+    finished_at: Mapped[datetime | None]
+    """When the last whole round ended; null: there was none yet."""
+    took_from: Mapped[datetime | None]
+    """When that round had begun."""
+    covered: Mapped[int] = mapped_column(BigInteger)
+    """How many transitions it verified."""
+    found: Mapped[list[str]]
+    """What this round has found so far, as lines for people; not all of it if it is much."""
+    findings: Mapped[list[str]]
+    """What the last round found."""
+
+    __table_args__ = (CheckConstraint("id = 1", name="aegis_scrub_is_one"),)

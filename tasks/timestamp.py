@@ -1,0 +1,87 @@
+"""Trusted time: a token of an RFC 3161 authority over each anchor, where one is set."""
+
+from __future__ import annotations
+
+import base64
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from typing import Any, Final, TypeAlias
+
+from ..config.logging import get_logger
+from ..config.settings import safe_url
+from ..core.errors import ConfigurationError
+
+log = get_logger(__name__)
+
+Stamp: TypeAlias = Callable[[str], str | None]
+"""What asks for a token over a note; None if the authority does not answer: the anchor goes without."""
+
+_PATIENCE: Final = 10.0
+_MOST: Final = 1_000_000
+_PIECE: Final = 64 * 1024
+# RFC 3161, section 2.4.2: granted, and granted with modifications.
+_GRANTED: Final = (0, 1)
+
+
+def stamp(url: str) -> Stamp | None:
+    """Return what asks the authority at that address; None if there is no address.
+
+    Raises:
+        ConfigurationError: what speaks to one is not installed.
+
+    """
+    if not url:
+        return None
+    try:
+        from rfc3161_client import TimestampRequestBuilder, decode_timestamp_response  # noqa: PLC0415 - an extra
+    except ImportError:
+        remedy = "pip install 'aegis-workflows[timestamp]'"
+        raise ConfigurationError(
+            f"AEGIS_TIMESTAMP_URL={safe_url(url)}", "rfc3161-client is not installed", remedy
+        ) from None
+
+    def ask(note: str) -> str | None:
+        request = TimestampRequestBuilder().data(note.encode()).build()
+        try:
+            answer = _post(url, request.as_bytes())
+            problem = _problem(request, decode_timestamp_response(answer))
+        except (OSError, ValueError, HTTPException) as error:
+            answer, problem = b"", str(error) or type(error).__name__
+        if problem is not None:
+            log.warning("no timestamp", authority=safe_url(url), reason=problem)
+            return None
+        return base64.b64encode(answer).decode()
+
+    return ask
+
+
+def _post(url: str, query: bytes) -> bytes:
+    """Send a query to an authority and return what it answers, as far as it does within the time there is."""
+    until = time.monotonic() + _PATIENCE
+    asked = urllib.request.Request(url, query, {"Content-Type": "application/timestamp-query"})  # noqa: S310 - http alone
+    try:
+        with urllib.request.urlopen(asked, timeout=_PATIENCE) as answer:  # noqa: S310
+            token = b""
+            # The time-out is that of one piece: an authority that drips must not keep us for ever.
+            while piece := answer.read1(_PIECE):
+                token += piece
+                if len(token) > _MOST or time.monotonic() > until:
+                    msg = "its answer is too long, or takes too long"
+                    raise ValueError(msg)
+            return token
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
+
+
+def _problem(request: Any, response: Any) -> str | None:
+    """Return why an answer is no token over what was asked; None if it is one."""
+    if response.status not in _GRANTED:
+        return f"it answered with status {response.status}"
+    said = response.tst_info
+    if said.message_imprint.message != request.message_imprint.message or said.nonce != request.nonce:
+        return "its token is over something else"
+    return None
