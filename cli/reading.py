@@ -1,26 +1,27 @@
-"""Commands that only read: list, show, history, verify."""
+"""Commands that only read: list, show, history."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from typing import Any, Final
 
 import click
 from rich.console import Console
 from rich.text import Text
 
-from ..core.verify import Finding
+from ..core.errors import DataErased
 from ..persistence import history
-from ..persistence.database import Database
 from ..persistence.models import STATUSES
 from ..persistence.records import WorkflowSummary, WorkflowTransition
 from .connect import database
-from .output import EXIT_NO, EXIT_OK, Output, json_option, moment, status_text, table
+from .output import Output, json_option, moment, status_text, table
 
 _SHORT_HASH: Final = 12
+_LONGEST_NUMBER: Final = 18
 _LONGEST_LINE: Final = 120
-_PAGE: Final = 500
 
 
 @click.command("list")
@@ -45,24 +46,54 @@ def list_command(out: Output, type_name: str | None, status: str | None, state: 
 
 @click.command("show")
 @click.argument("workflow_id", metavar="ID")
-@click.option("--seq", type=click.IntRange(min=0), help="The data as this transition left it.")
+@click.option("--at", metavar="N|TIME", help="Its data as transition N left it, or as it was at a time (ISO 8601).")
 @json_option
-def show_command(out: Output, workflow_id: str, seq: int | None) -> None:
-    """Show a workflow: where it is, its timeline, its data."""
+def show_command(out: Output, workflow_id: str, at: str | None) -> None:
+    """Show a workflow: where it is, its timeline, its data.
+
+    The data is checked against its hash, and that against its transition's, before it is shown.
+    """
+    asked = None if at is None else _moment_or_seq(at)
     with database().snapshot() as connection:
         row = history.summary(connection, workflow_id)
         links = history.transitions(connection, workflow_id)
-        _, data = history.data_at(connection, workflow_id, seq)
+        seq = history.seq_at(connection, workflow_id, asked) if isinstance(asked, datetime) else asked
+        data: dict[str, Any] | None = None
+        with suppress(DataErased):  # what happened is there to be shown all the same
+            _, data = history.data_at(connection, workflow_id, seq)
 
     def render(console: Console) -> None:
         _render_head(console, row, links[-1])
         console.print()
         console.print(table(("seq", "at", "event", "to", "attempt", "actor"), map(_step, links)))
         console.print()
-        console.print(f"[bold]data[/bold]{'' if seq is None else f' at seq {seq}'}")
-        console.print(Text(json.dumps(data, ensure_ascii=False, indent=2)))
+        erased = " erased: `aegis history` says why" if data is None else ""
+        console.print(f"[bold]data[/bold]{'' if seq is None else _then(links, seq)}{erased}")
+        if data is not None:
+            console.print(Text(json.dumps(data, ensure_ascii=False, indent=2)))
 
-    out.show({"workflow": row, "timeline": links, "data": data}, render)
+    shown = row.seq if seq is None else seq
+    out.show({"workflow": row, "timeline": links, "seq": shown, "data": data}, render)
+
+
+def _moment_or_seq(given: str) -> datetime | int:
+    """Return the transition's number, or the moment, in the zone of whoever asks if none is named."""
+    if given.isascii() and given.isdigit():
+        return int(given) if len(given) <= _LONGEST_NUMBER else 2**63 - 1
+    try:
+        return datetime.fromisoformat(given).astimezone()
+    except (ValueError, OverflowError):
+        problem = f"{given!r} is neither the number of a transition nor a time like 2026-11-24T10:30"
+        raise click.BadParameter(problem, param_hint="--at") from None
+
+
+def _then(links: Sequence[WorkflowTransition], seq: int) -> str:
+    """Say where the workflow was then."""
+    return "".join(
+        f" at seq {seq}: state {link.to_state}, since {moment(link.at)} by {link.event}"
+        for link in links
+        if link.seq == seq
+    )
 
 
 @click.command("history")
@@ -89,53 +120,6 @@ def history_command(out: Output, workflow_id: str) -> None:
         console.print(table(("seq", "at", "event", "states", "actor", "hash", "payload"), rows))
 
     out.show(links, render)
-
-
-@click.command("verify")
-@click.argument("workflow_id", metavar="ID", required=False)
-@click.option("--all", "everything", is_flag=True, help="Every workflow.")
-@json_option
-def verify_command(out: Output, workflow_id: str | None, *, everything: bool) -> int:
-    """Verify that nobody edited the history: of workflow ID, or of all.
-
-    Exit status: 0 intact, 1 tampered with, 2 could not be verified.
-    """
-    if (workflow_id is None) != everything:
-        raise click.UsageError("give the ID of a workflow, or --all")
-    found: list[Finding] = []
-    verified = 0
-    for findings in _verified(database(), workflow_id):
-        found += findings
-        verified += 1
-
-    def render(console: Console) -> None:
-        for finding in found:
-            console.print(Text(str(finding), style="red"))
-        broken = len({finding.workflow_id for finding in found})
-        console.print(
-            f"[red]{broken} of {verified} histories were tampered with[/red]"
-            if found
-            else f"[green]{verified} {'history is' if verified == 1 else 'histories are'} intact[/green]"
-        )
-
-    out.show({"valid": not found, "verified": verified, "findings": found}, render)
-    return EXIT_NO if found else EXIT_OK
-
-
-def _verified(used: Database, workflow_id: str | None) -> Iterator[list[Finding]]:
-    """Go through one workflow, or all of them; yield what is wrong with each."""
-    if workflow_id is not None:
-        with used.snapshot() as connection:
-            yield history.findings(connection, workflow_id)
-        return
-    after: str | None = ""
-    while after is not None:
-        # A moment for each page: one for all of it would keep the database from cleaning up meanwhile.
-        with used.snapshot() as connection:
-            page = history.page_of_ids(connection, after=after, limit=_PAGE)
-            for each in page:
-                yield history.findings(connection, each)
-        after = page[-1] if page else None
 
 
 def _line(row: WorkflowSummary) -> Sequence[object]:

@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlalchemy import Connection, func, select
 
-from ..persistence import history
+from ..persistence import audit
 from ..persistence.models import TransitionRow, WorkflowRow
 from .archive import Base, ManifestRow
 
@@ -114,7 +114,7 @@ def judge(connection: Connection, run: str, accepted: list[str]) -> Verdict:
     resumed = connection.execute(
         select(func.count(TransitionRow.workflow_id.distinct())).where(ours, TransitionRow.attempt > 1)
     ).scalar_one()
-    broken = [str(finding) for each in accepted for finding in history.findings(connection, each)]
+    broken = [str(finding) for each in accepted for finding in audit.alone(connection, each)]
     entered = connection.execute(select(ManifestRow.path, ManifestRow.sha256).where(ManifestRow.run == run)).all()
     return Verdict(
         lost=len(set(accepted) - completed),

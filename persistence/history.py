@@ -5,34 +5,42 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, func, literal, select, tuple_
 
-from ..core.canonical import Json, canonical, load
-from ..core.chain import checkpoint_commitment
-from ..core.errors import HistoryBroken, InvalidData, WorkflowNotFound
-from ..core.names import check_name
-from ..core.verify import Finding, StoredCheckpoint, StoredTransition, StoredWorkflow, verify
-from .models import CheckpointRow, PayloadRow, TransitionRow, WorkflowRow
+from ..core.canonical import Json, canonical, is_canonical, load
+from ..core.chain import checkpoint_commitment, transition_hash
+from ..core.errors import (
+    AegisError,
+    CheckpointPruned,
+    DataErased,
+    HistoryBroken,
+    InvalidData,
+    WorkflowNotFound,
+    WorkflowPurged,
+)
+from ..core.names import SYSTEM, check_name
+from .models import CheckpointRow, PayloadRow, RemovalRow, TransitionRow, WorkflowRow
 from .records import WorkflowSummary, WorkflowTransition
-from .schema import deployment_name
 
 _SUMMARY = (
     *("id", "type", "version", "state", "status", "seq", "following", "accepts", "attempt", "owner"),
     *("inbox", "pausing", "timer_at", "ready_at", "due_at", "error", "created_at", "updated_at"),
 )
 
+_NOT_THE_SYSTEM = WorkflowRow.id != SYSTEM
+
 
 def summary(connection: Connection, workflow_id: str) -> WorkflowSummary:
     """Return one workflow's row.
 
     Raises:
-        WorkflowNotFound: there is no such workflow.
+        WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more.
 
     """
     check_name("workflow id", workflow_id)
     row = connection.execute(_summaries().where(WorkflowRow.id == workflow_id)).one_or_none()
     if row is None:
-        raise WorkflowNotFound(workflow_id)
+        raise not_found(connection, workflow_id)
     return _read_summary(row)
 
 
@@ -47,6 +55,8 @@ def summaries(
 ) -> list[WorkflowSummary]:
     """Return workflows, the newest first; ``before`` is ``(created_at, id)`` of the last one seen.
 
+    The system's own is not among them.
+
     Raises:
         InvalidData, NotCanonical: a filter that nothing can match.
 
@@ -54,7 +64,7 @@ def summaries(
     canonical([type_name, status, state])  # PostgreSQL takes no U+0000 and no lone surrogates
     if limit < 1:
         raise InvalidData("the filter", [("/limit", f"{limit} is not 1 or more")])
-    query = _summaries().order_by(WorkflowRow.created_at.desc(), WorkflowRow.id.desc()).limit(limit)
+    query = _summaries().where(_NOT_THE_SYSTEM).order_by(WorkflowRow.created_at.desc(), WorkflowRow.id.desc())
     if type_name is not None:
         query = query.where(WorkflowRow.type == type_name)
     if status is not None:
@@ -66,12 +76,13 @@ def summaries(
         query = query.where(
             tuple_(WorkflowRow.created_at, WorkflowRow.id) < tuple_(literal(created_at), literal(workflow_id))
         )
-    return [_read_summary(row) for row in connection.execute(query)]
+    return [_read_summary(row) for row in connection.execute(query.limit(limit))]
 
 
 def counts(connection: Connection) -> dict[str, int]:
     """Return how many workflows there are, by status."""
-    rows = connection.execute(select(WorkflowRow.status, func.count()).group_by(WorkflowRow.status))
+    query = select(WorkflowRow.status, func.count()).where(_NOT_THE_SYSTEM)
+    rows = connection.execute(query.group_by(WorkflowRow.status))
     return {row[0]: row[1] for row in rows}
 
 
@@ -79,14 +90,14 @@ def transitions(connection: Connection, workflow_id: str) -> list[WorkflowTransi
     """Return a workflow's transitions, the first first.
 
     Raises:
-        WorkflowNotFound: there is no such workflow.
+        WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more.
         HistoryBroken: a record cannot even be read.
 
     """
     check_name("workflow id", workflow_id)
     rows = connection.execute(_stored_transitions(workflow_id)).all()
     if not rows:
-        raise WorkflowNotFound(workflow_id)
+        raise not_found(connection, workflow_id)
     return [_read_transition(row) for row in rows]
 
 
@@ -94,94 +105,128 @@ def data_at(connection: Connection, workflow_id: str, seq: int | None = None) ->
     """Return a workflow's type and its data: the newest, or as transition ``seq`` left it.
 
     Raises:
-        WorkflowNotFound: there is no such workflow, or no checkpoint at ``seq``.
+        WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more, or no checkpoint at ``seq``.
+        DataErased, CheckpointPruned: it was removed on purpose.
         HistoryBroken: the checkpoint is not the one that was committed.
 
     """
     row = summary(connection, workflow_id)
-    query = select(CheckpointRow.seq, CheckpointRow.body, CheckpointRow.salt, CheckpointRow.commitment).where(
-        CheckpointRow.workflow_id == workflow_id, CheckpointRow.seq == (row.seq if seq is None else seq)
+    table = CheckpointRow.__table__.c
+    query = (
+        select(table.seq, table.number, table.body, table.salt, table.commitment, TransitionRow.envelope)
+        .add_columns(TransitionRow.hash)
+        .join_from(
+            CheckpointRow,
+            TransitionRow,
+            (TransitionRow.workflow_id == table.workflow_id) & (TransitionRow.seq == table.seq),
+        )
+        .where(table.workflow_id == workflow_id, table.seq == (row.seq if seq is None else seq))
     )
-    if seq is None:
-        query = query.order_by(CheckpointRow.number.desc()).limit(1)
-    else:
-        query = query.where(CheckpointRow.number == 0)
+    query = query.order_by(table.number.desc()).limit(1) if seq is None else query.where(table.number == 0)
     found = connection.execute(query).one_or_none()
     if found is None:
-        raise WorkflowNotFound(workflow_id, row.seq if seq is None else seq)
-    body = bytes(found.body)
-    if checkpoint_commitment(bytes(found.salt), body) != bytes(found.commitment):
-        raise HistoryBroken(workflow_id, found.seq, "its checkpoint is not the one that was committed")
-    members: Any = load(body)
-    return row.type, members["state"]
+        raise _no_checkpoint(connection, workflow_id, row.seq if seq is None else seq)
+    data = _verified(workflow_id, found)
+    if not data:  # that of any other transition holds the state at least
+        raise DataErased(workflow_id, found.seq)
+    return row.type, data
 
 
-def findings(connection: Connection, workflow_id: str) -> list[Finding]:
-    """Verify a workflow's whole history; nothing means that it is intact.
+def _verified(workflow_id: str, found: Any) -> dict[str, Any]:
+    """Return the data in a checkpoint, once it is seen to be what its transition committed to.
+
+    One that was made since, inside a handler, no transition has committed to yet: it has its own
+    commitment alone.
+    """
+    body, commitment, envelope = bytes(found.body), bytes(found.commitment), bytes(found.envelope)
+    members: Any = load(body) if is_canonical(body) else None
+    told: Any = load(envelope) if is_canonical(envelope) else None
+    if (
+        not isinstance(members, dict)
+        or not isinstance(told, dict)
+        or checkpoint_commitment(bytes(found.salt), body) != commitment
+        or transition_hash(envelope) != bytes(found.hash)
+        or (told.get("wf"), told.get("seq")) != (workflow_id, found.seq)
+        or (members.get("workflow_id"), members.get("seq")) != (workflow_id, found.seq)
+        or (found.number == 0 and told.get("checkpoint") != commitment.hex())
+    ):
+        problem = "its checkpoint is not the one that was committed; `aegis verify` tells more"
+        raise HistoryBroken(workflow_id, found.seq, problem)
+    data: dict[str, Any] = members["state"]
+    return data
+
+
+def seq_at(connection: Connection, workflow_id: str, moment: datetime) -> int:
+    """Return the transition that a workflow was at, at that moment.
 
     Raises:
-        WorkflowNotFound: there is no such workflow.
+        WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more.
+        InvalidData: it was not there yet.
 
     """
     check_name("workflow id", workflow_id)
-    deployment = deployment_name(connection)
-    row = connection.execute(select(WorkflowRow.__table__).where(WorkflowRow.id == workflow_id)).one_or_none()
-    if row is None:
-        raise WorkflowNotFound(workflow_id)
-    stored = StoredWorkflow(
-        workflow_id=row.id,
-        type=row.type,
-        definition=row.definition,
-        state=row.state,
-        status=row.status,
-        seq=row.seq,
-        head=bytes(row.head),
+    table = TransitionRow.__table__.c
+    last, first = connection.execute(
+        select(func.max(table.seq).filter(table.at <= moment), func.min(table.at)).where(
+            table.workflow_id == workflow_id
+        )
+    ).one()
+    if first is None:
+        raise not_found(connection, workflow_id)
+    if last is None:
+        raise InvalidData("the moment", [("/", f"{moment.isoformat()} is before {first.isoformat()}, when it began")])
+    return int(last)
+
+
+def _no_checkpoint(connection: Connection, workflow_id: str, seq: int) -> AegisError:
+    """Return what to say of a checkpoint that is not there."""
+    if is_erased(connection, workflow_id, seq):
+        return DataErased(workflow_id, seq)
+    pruned = _removals(workflow_id).where(RemovalRow.kind == "pruned", RemovalRow.through_seq >= seq).exists()
+    if seq > 0 and connection.execute(select(pruned)).scalar_one():
+        return CheckpointPruned(workflow_id, seq)
+    return WorkflowNotFound(workflow_id, seq)
+
+
+# --- what was removed on purpose ------------------------------------------------------------
+
+
+def is_erased(connection: Connection, workflow_id: str, seq: int) -> bool:
+    """Whether the data that transition ``seq`` left was erased since."""
+    erased = select(TransitionRow.seq).where(
+        TransitionRow.workflow_id == workflow_id, TransitionRow.event == "erased", TransitionRow.seq > seq
     )
-    chain = [
-        StoredTransition(
-            workflow_id=t.workflow_id,
-            seq=t.seq,
-            event=t.event,
-            from_state=t.from_state,
-            to_state=t.to_state,
-            actor=t.actor,
-            attempt=t.attempt,
-            at=t.at,
-            envelope=bytes(t.envelope),
-            hash=bytes(t.hash),
-            payload=None if t.body is None else bytes(t.body),
-            payload_salt=None if t.salt is None else bytes(t.salt),
-        )
-        for t in connection.execute(_stored_transitions(workflow_id))
-    ]
-    snapshots = [
-        StoredCheckpoint(
-            workflow_id=c.workflow_id,
-            seq=c.seq,
-            number=c.number,
-            body=bytes(c.body),
-            salt=bytes(c.salt),
-            commitment=bytes(c.commitment),
-        )
-        for c in connection.execute(
-            select(CheckpointRow.__table__)
-            .where(CheckpointRow.workflow_id == workflow_id)
-            .order_by(CheckpointRow.seq, CheckpointRow.number)
-        )
-    ]
-    return verify(stored, chain, snapshots, deployment=deployment)
+    return seq >= 0 and connection.execute(select(erased.exists())).scalar_one()
+
+
+def is_purged(workflow_id: str) -> ColumnElement[bool]:
+    """Return the condition that a workflow of that id was purged."""
+    return _removals(workflow_id).where(RemovalRow.kind == "purged").exists()
+
+
+def not_found(connection: Connection, workflow_id: str) -> AegisError:
+    """Return what to say of a workflow that is not there: that it never was, or that it was purged."""
+    purged = connection.execute(select(is_purged(workflow_id))).scalar_one()
+    return WorkflowPurged(workflow_id) if purged else WorkflowNotFound(workflow_id)
+
+
+def purged_ids(connection: Connection) -> set[str]:
+    """Return the ids of all workflows that were purged."""
+    return set(connection.execute(select(RemovalRow.workflow_id).where(RemovalRow.kind == "purged")).scalars())
+
+
+def _removals(workflow_id: str) -> Select[Any]:
+    return select(RemovalRow.system_seq).where(RemovalRow.workflow_id == workflow_id)
+
+
+# --- ids and rows -----------------------------------------------------------------------------
 
 
 def newest_ids(connection: Connection, count: int, *, longest: int) -> list[str]:
     """Return the ids of the newest workflows that have at most so many transitions."""
-    newest = select(WorkflowRow.id, WorkflowRow.seq).order_by(WorkflowRow.created_at.desc()).limit(count).subquery()
+    query = select(WorkflowRow.id, WorkflowRow.seq).where(_NOT_THE_SYSTEM)
+    newest = query.order_by(WorkflowRow.created_at.desc()).limit(count).subquery()
     return list(connection.execute(select(newest.c.id).where(newest.c.seq <= longest)).scalars())
-
-
-def page_of_ids(connection: Connection, *, after: str, limit: int) -> list[str]:
-    """Return the next ids after ``after``; going on from the last one goes through all."""
-    query = select(WorkflowRow.id).where(WorkflowRow.id > after).order_by(WorkflowRow.id).limit(limit)
-    return list(connection.execute(query).scalars())
 
 
 def _summaries() -> Select[Any]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ..core.bell import Bell
 from ..core.canonical import Json, load
-from ..core.chain import SALT_BYTES, Link, Step, checkpoint_body, checkpoint_commitment, genesis, link
+from ..core.chain import SALT_BYTES, Link, MacKey, Step, checkpoint_body, checkpoint_commitment, genesis, link
 from ..core.machine import Definition, Edge, WaitingEvent
 from .records import Following, Move, Moved, Position, Snapshot
 
@@ -27,6 +27,7 @@ def begin(
     actor: str,
     at: datetime,
     max_bytes: int,
+    mac_key: MacKey | None = None,
 ) -> tuple[Link, Following]:
     """Return transition 0, ``created``, and what it leaves to come."""
     step = Step(
@@ -42,7 +43,7 @@ def begin(
         at=at,
         state=dict(data),
     )
-    made = link(step, genesis(deployment, workflow_id), salts=_salts(), max_bytes=max_bytes)
+    made = link(step, genesis(deployment, workflow_id), salts=_salts(), max_bytes=max_bytes, mac_key=mac_key)
     return made, Following.of(definition.pending(state, entered_at=at))
 
 
@@ -58,6 +59,7 @@ def advance(
     actor: str,
     at: datetime,
     max_bytes: int,
+    mac_key: MacKey | None = None,
 ) -> Move:
     """Return the move of a handler that succeeded; ``event`` is the one it took, if it took one."""
     payload: dict[str, Json] = {}
@@ -80,7 +82,7 @@ def advance(
         payload=payload or None,
     )
     return Move(
-        link=link(step, position.head, salts=_salts(), max_bytes=max_bytes),
+        link=link(step, position.head, salts=_salts(), max_bytes=max_bytes, mac_key=mac_key),
         claim=position.claim,
         version=definition.version,
         following=Following.of(definition.pending(target, entered_at=at)),
@@ -101,6 +103,7 @@ def intervene(
     actor: str,
     at: datetime,
     error: Mapping[str, Any] | None = None,
+    mac_key: MacKey | None = None,
 ) -> Move:
     """Return the move of the engine's own event: paused, failed, cancelled ... The state stays."""
     full: dict[str, Json] = dict(payload)
@@ -121,7 +124,7 @@ def intervene(
         payload=full or None,
     )
     return Move(
-        link=link(step, position.head, salts=_salts(), max_bytes=_AS_IT_WAS),
+        link=link(step, position.head, salts=_salts(), max_bytes=_AS_IT_WAS, mac_key=mac_key),
         claim=position.claim,
         version=position.version,
         following=position.following,

@@ -17,20 +17,21 @@ from sqlalchemy.orm import Session
 
 from ..core.bell import Bell
 from ..core.canonical import canonical, load, pointer_step
-from ..core.chain import checkpoint_commitment
+from ..core.chain import Link, MacKey, checkpoint_commitment
 from ..core.errors import (
     EventConflict,
     HistoryBroken,
     InvalidData,
     InvalidName,
     StartConflict,
-    WorkflowNotFound,
+    WorkflowPurged,
     WrongStatus,
 )
-from ..core.names import check_name
+from ..core.names import check_name, check_new_id
 from ..core.workflow import Workflow, read_payload, registry, snapshot, state_of
 from . import moves
 from .database import in_transaction
+from .history import is_erased, is_purged, not_found
 from .models import ENDED, CheckpointRow, DeploymentRow, EventRow, TransitionRow, WorkflowRow
 from .records import Checkpoint, Following, Position, Snapshot
 from .repository import commit, newest_snapshot, progress_of, read_position
@@ -49,6 +50,7 @@ class Terms:
     actor: str
     grace: timedelta
     max_bytes: int
+    mac_key: MacKey | None = None
 
 
 # --- start ------------------------------------------------------------------------------
@@ -68,9 +70,10 @@ def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) 
     Raises:
         InvalidName, InvalidData, NotCanonical: nothing was written.
         StartConflict: the id was taken with other input.
+        WorkflowPurged: it was taken once, and is never used again.
 
     """
-    check_name("workflow id", workflow_id)
+    check_new_id(workflow_id)
     data, definition = snapshot(workflow), workflow.definition
     if state_of(workflow) != definition.initial:
         # The data may come from outside, and whoever sends it must not leap over what comes first.
@@ -89,6 +92,7 @@ def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) 
         actor=terms.actor,
         at=now,
         max_bytes=terms.max_bytes,
+        mac_key=terms.mac_key,
     )
     at_once = following.at_once
     accepted = session.execute(
@@ -121,45 +125,66 @@ def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) 
     if accepted is None:
         _same_start(session, workflow, workflow_id, data)
         return Started(new=False, bell=None)
+    if write_first(session, link):
+        raise WorkflowPurged(workflow_id)
+    return Started(new=True, bell=_bell(workflow_id, 0, definition.type, following) if at_once else None)
+
+
+def write_first(session: Session, link: Link) -> bool:
+    """Write transition 0 and its checkpoint, once the row is there; return whether the id was purged before.
+
+    It is asked here, where the id is ours already: whoever purged it has committed, and no other can.
+    """
     envelope = link.envelope
-    session.execute(
-        insert(TransitionRow).values(
-            workflow_id=workflow_id,
+    purged = session.execute(
+        insert(TransitionRow)
+        .values(
+            workflow_id=envelope.workflow_id,
             seq=0,
             event=envelope.event,
             from_state=None,
             to_state=envelope.to_state,
             actor=envelope.actor,
             attempt=envelope.attempt,
-            at=now,
+            at=envelope.at,
             envelope=link.body,
             hash=link.hash,
+            mac=link.mac,
+            mac_key=link.mac_key,
         )
-    )
+        .returning(is_purged(envelope.workflow_id))
+    ).scalar_one()
     session.execute(
         insert(CheckpointRow).values(
-            workflow_id=workflow_id,
+            workflow_id=envelope.workflow_id,
             seq=0,
             number=0,
             kind="transition",
             body=link.checkpoint,
             salt=link.checkpoint_salt,
             commitment=envelope.checkpoint,
-            at=now,
+            at=envelope.at,
         )
     )
-    return Started(new=True, bell=_bell(workflow_id, 0, definition.type, following) if at_once else None)
+    return bool(purged)
 
 
 def _same_start(session: Session, workflow: Workflow, workflow_id: str, data: Mapping[str, Any]) -> None:
-    type_name = session.execute(select(WorkflowRow.type).where(WorkflowRow.id == workflow_id)).scalar_one()
+    connection = session.connection()
+    type_name = session.execute(select(WorkflowRow.type).where(WorkflowRow.id == workflow_id)).scalar_one_or_none()
+    if type_name is None:  # purged, since we were told that it is there
+        raise not_found(connection, workflow_id)
     if type_name != workflow.definition.type:
         raise StartConflict(workflow_id, [f"type: {type_name} then, {workflow.definition.type} now"])
     body = session.execute(
         select(CheckpointRow.body).where(
             CheckpointRow.workflow_id == workflow_id, CheckpointRow.seq == 0, CheckpointRow.number == 0
         )
-    ).scalar_one()
+    ).scalar_one_or_none()
+    if body is None:
+        if is_erased(connection, workflow_id, 0):
+            raise StartConflict(workflow_id, ["its data was erased: nothing is left to compare with"])
+        raise HistoryBroken(workflow_id, 0, "its first checkpoint is missing; `aegis verify` tells more")
     before: Any = load(bytes(body))
     if found := differences(before["state"], dict(data)):
         raise StartConflict(workflow_id, found)
@@ -251,7 +276,7 @@ def pause(session: Session, workflow_id: str, reason: str, terms: Terms) -> None
         WorkflowNotFound, WrongStatus: nothing was written.
 
     """
-    _check_reason(reason)
+    check_reason(reason)
     position, status, now = lock(session, workflow_id)
     if status == "paused":
         return
@@ -273,7 +298,7 @@ def resume(session: Session, workflow_id: str, reason: str, terms: Terms) -> Bel
         WorkflowNotFound, WrongStatus: nothing was written.
 
     """
-    _check_reason(reason)
+    check_reason(reason)
     position, status, now = lock(session, workflow_id)
     if status in _OPEN:
         changes: dict[str, Any] = {"pausing": None, "updated_at": now}
@@ -293,7 +318,7 @@ def retry(session: Session, workflow_id: str, reason: str, terms: Terms) -> Bell
         WorkflowNotFound, WrongStatus: nothing was written.
 
     """
-    _check_reason(reason)
+    check_reason(reason)
     position, status, now = lock(session, workflow_id)
     _need(position, status, "retrying", ("failed", "quarantined"))
     return _intervene(session, position, "retried", None, reason, now, terms)
@@ -306,7 +331,7 @@ def cancel(session: Session, workflow_id: str, reason: str, terms: Terms) -> Non
         WorkflowNotFound, WrongStatus: nothing was written.
 
     """
-    _check_reason(reason)
+    check_reason(reason)
     position, status, now = lock(session, workflow_id)
     if status == "cancelled":
         return
@@ -327,13 +352,20 @@ def _intervene(
         progress=progress_of(connection, position.workflow_id, position.seq),
         actor=terms.actor,
         at=max(now, position.moved_at),
+        mac_key=terms.mac_key,
     )
     moved = commit(in_transaction(session), move, grace=terms.grace)
     assert moved is not None, "the row is locked: nobody can have moved it"  # noqa: S101
     return _bell(moved.workflow_id, moved.seq, position.type, position.following) if moved.ready else None
 
 
-def _check_reason(reason: str) -> None:
+def check_reason(reason: str) -> None:
+    """Refuse a reason that the history could not keep.
+
+    Raises:
+        InvalidName, NotCanonical: it is too long, or no text.
+
+    """
     if len(reason) > _MOST_REASON:
         raise InvalidName("reason", reason, f"it has {len(reason)} characters; say it in {_MOST_REASON}")
     canonical({"reason": reason})
@@ -420,7 +452,7 @@ def lock(session: Session, workflow_id: str) -> tuple[Position, str, datetime]:
     """Lock a workflow's row; return where it is, its status, and the database's time.
 
     Raises:
-        WorkflowNotFound: there is no such workflow.
+        WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more.
 
     """
     check_name("workflow id", workflow_id)
@@ -431,7 +463,7 @@ def lock(session: Session, workflow_id: str) -> tuple[Position, str, datetime]:
         .with_for_update()
     ).one_or_none()
     if row is None:
-        raise WorkflowNotFound(workflow_id)
+        raise not_found(session.connection(), workflow_id)
     return read_position(row[: len(POSITION)]), row[-2], row[-1]
 
 

@@ -375,6 +375,8 @@ def _parameters(move: Move, grace: timedelta) -> dict[str, Any]:
         "at": envelope.at,
         "envelope": link.body,
         "hash": link.hash,
+        "mac": link.mac,
+        "mac_key": link.mac_key,
         "checkpoint": link.checkpoint,
         "checkpoint_salt": link.checkpoint_salt,
         "commitment": envelope.checkpoint,

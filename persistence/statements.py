@@ -186,6 +186,8 @@ def _commit() -> Select[Any]:
         at=_given("at", _MOMENT),
         envelope=_given("envelope", LargeBinary),
         hash=_given("hash", LargeBinary),
+        mac=_given("mac", LargeBinary),
+        mac_key=_given("mac_key", Text),
     )
     saved = written(
         CheckpointRow,

@@ -10,8 +10,10 @@ from typing import Final
 from sqlalchemy import Connection, Text, cast, func, select
 
 from ..core.recovery import Heartbeat, Policy
-from . import database, history, watch
-from .models import SweepRow, WorkflowRow
+from . import audit, database, guards, history, scrub, watch
+from .guards import Guards
+from .models import SweepRow, TransitionRow, WorkflowRow
+from .scrub import Scrub
 
 # The chains that health verifies: the ones that were started last, as far as they are not long.
 _SAMPLE: Final = 5
@@ -42,6 +44,12 @@ class Vitals:
     broken: tuple[str, ...]
     """What is wrong with the chains that were sampled."""
     sampled: int
+    scrub: Scrub
+    transitions: int
+    """About how many there are."""
+    guards: Guards
+    sealed: bool
+    """Whether the newest transition carries the code of a key."""
 
 
 def read(connection: Connection, default_queue: str, policy: Policy) -> Vitals:
@@ -62,7 +70,7 @@ def read(connection: Connection, default_queue: str, policy: Policy) -> Vitals:
     known = frozenset[str]().union(*(worker.types for worker in workers))
     heard = frozenset[str]().union(*(worker.queues for worker in workers))
     sample = history.newest_ids(connection, _SAMPLE, longest=_LONGEST_SAMPLE)
-    broken = [str(finding) for workflow_id in sample for finding in history.findings(connection, workflow_id)]
+    broken = [str(finding) for workflow_id in sample for finding in audit.alone(connection, workflow_id)]
     oldest_due: datetime | None = connection.execute(
         select(func.min(WorkflowRow.due_at)).where(WorkflowRow.due_at.is_not(None), WorkflowRow.due_at <= now)
     ).scalar_one()
@@ -81,7 +89,16 @@ def read(connection: Connection, default_queue: str, policy: Policy) -> Vitals:
         unheard=_sum((row[1], row[2]) for row in waiting if row[1] not in heard) if workers else {},
         broken=tuple(broken),
         sampled=len(sample),
+        scrub=scrub.state(connection),
+        transitions=scrub.transitions(connection),
+        guards=guards.read(connection),
+        sealed=_is_sealed(connection),
     )
+
+
+def _is_sealed(connection: Connection) -> bool:
+    newest = select(TransitionRow.mac.is_not(None)).order_by(TransitionRow.xact.desc()).limit(1)
+    return bool(connection.execute(newest).scalar_one_or_none())
 
 
 def _sum(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -172,6 +172,7 @@ class Attempt:
             actor=self.bench.actor,
             at=self._now(),
             max_bytes=self.bench.settings.max_bytes,
+            mac_key=self.bench.mac_key,
         )
 
     def _failed(self, edge: Edge, error: BaseException, *, outage: bool = False) -> Result:
@@ -232,6 +233,7 @@ class Attempt:
             actor=actor,
             at=self._now(),
             error=error,
+            mac_key=self.bench.mac_key,
         )
 
     def _misfit(self, problem: str) -> Leave:

@@ -12,9 +12,11 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Final, TypeVar
 
+from ..config.keys import active_mac_key
 from ..config.logging import get_logger
 from ..config.settings import Settings
 from ..core.bell import Ring
+from ..core.chain import MacKey
 from ..core.errors import DatabaseUnavailable
 from ..core.workflow import registry
 from ..persistence.database import Database
@@ -42,6 +44,11 @@ class Bench:
     def known(self) -> list[str]:
         """``type/version`` of the workflows that this worker can run."""
         return registry.known()
+
+    @cached_property
+    def mac_key(self) -> MacKey | None:
+        """The key that authenticates transitions, where there is one."""
+        return active_mac_key(self.settings)
 
     @property
     def actor(self) -> str:

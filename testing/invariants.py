@@ -5,9 +5,9 @@ I2   every chain verifies
 I3   each committed transition's effect ran at least once, by the attempt that won
 I4   no effect of transition n before one of n-1 by the attempt that won
 I5   every accepted workflow ended, waits for its event, or waits for a person
-I6   whatever a client was told is accepted is in the database
+I6   whatever a client was told is accepted is in the database, or was purged from it
 I7   the row is the fold of its transitions
-I8   every checkpoint's hash recomputes
+I8   the hash of every checkpoint and payload recomputes
 I9   attempts stay within their limit
 I10  nothing stays claimed, nothing stays due
 
@@ -18,14 +18,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from ..core.chain import ENGINE_EVENTS
 from ..core.errors import HistoryBroken, WorkflowNotFound
-from ..core.verify import Code, Finding
-from ..persistence import history
+from ..core.finding import Code, Finding
+from ..core.names import SYSTEM
+from ..persistence import audit, history
 from ..persistence.database import Connection, Database, now
 from ..persistence.records import WorkflowSummary, WorkflowTransition
 from .ledger import ACCEPTED, EFFECT, Entry
@@ -38,6 +40,7 @@ _OF_CODE: Final[Mapping[Code, str]] = {
     Code.ROW_STATE_MISMATCH: "I7",
     Code.HEAD_MISMATCH: "I7",
     Code.CHECKPOINT_MISMATCH: "I8",
+    Code.PAYLOAD_MISMATCH: "I8",
 }
 _AT_REST: Final = frozenset({"completed", "failed", "cancelled", "quarantined", "paused"})
 
@@ -74,14 +77,16 @@ def check(database: Database, entries: Sequence[Entry], rules: Rules) -> list[Vi
     with database.snapshot() as connection:
         moment = now(connection)
         rows = {row.id: row for row in _all_rows(connection)}
-        found = list(_unknown_to_the_database(rows, entries))
+        there = rows.keys() | history.purged_ids(connection)
+        found = list(_unknown_to_the_database(there, entries))
+        found += _system_chain(connection)
         effects: dict[str, list[Entry]] = defaultdict(list)
         for entry in entries:
             if entry.kind == EFFECT:
                 effects[entry.workflow_id].append(entry)
         for row in rows.values():
             found += _at_rest(row, moment)
-            found += [_of_finding(finding) for finding in history.findings(connection, row.id)]
+            found += [_of_finding(finding) for finding in audit.alone(connection, row.id)]
             try:
                 links = history.transitions(connection, row.id)
             except WorkflowNotFound:
@@ -101,9 +106,15 @@ def _all_rows(connection: Connection) -> Iterator[WorkflowSummary]:
         before = (page[-1].created_at, page[-1].id)
 
 
-def _unknown_to_the_database(rows: Mapping[str, WorkflowSummary], entries: Sequence[Entry]) -> Iterator[Violation]:
+def _system_chain(connection: Connection) -> Iterator[Violation]:
+    """Verify the records of what was removed on purpose, where anything was."""
+    with suppress(WorkflowNotFound):
+        yield from map(_of_finding, audit.alone(connection, SYSTEM))
+
+
+def _unknown_to_the_database(there: Collection[str], entries: Sequence[Entry]) -> Iterator[Violation]:
     for entry in entries:
-        if entry.workflow_id not in rows:
+        if entry.workflow_id not in there:
             told = "accepted" if entry.kind == ACCEPTED else "the effect of one that is"
             yield _violation("I6", entry.workflow_id, None, f"a client was told {told} not in the database")
 
@@ -119,7 +130,7 @@ def _at_rest(row: WorkflowSummary, moment: datetime) -> Iterator[Violation]:
 
 
 def _of_finding(finding: Finding) -> Violation:
-    return _violation(_OF_CODE.get(finding.code, "I2"), finding.workflow_id, finding.seq, str(finding))
+    return _violation(_OF_CODE.get(finding.code, "I2"), str(finding.workflow_id), finding.seq, str(finding))
 
 
 def _effects(

@@ -214,7 +214,7 @@ PLANTED: dict[str, Planted] = {
         _sql("UPDATE aegis_transition SET actor = 'user:eve' WHERE workflow_id = 'ended' AND seq = 1"),
     ),
     "a payload was edited": Planted(
-        "I2",
+        "I8",
         "ended",
         3,
         _sql(
@@ -223,7 +223,7 @@ PLANTED: dict[str, Planted] = {
         ),
     ),
     "a payload cannot be read": Planted(
-        "I2",
+        "I8",
         "ended",
         3,
         _sql("UPDATE aegis_payload SET body = 'none' WHERE workflow_id = 'ended' AND seq = 3"),
