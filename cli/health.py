@@ -7,10 +7,11 @@ from rich.console import Console
 from rich.text import Text
 
 from ..config.settings import settings
-from ..tasks.health import Check, State, health, worst
+from ..tasks.check import Check, State
+from ..tasks.health import health, worst
 from .output import EXIT_ERROR, EXIT_NO, EXIT_OK, Output, json_option, status_text, table
 
-_EXIT = {State.OK: EXIT_OK, State.DEGRADED: EXIT_NO, State.DOWN: EXIT_ERROR}
+_EXIT = {State.OK: EXIT_OK, State.WARNING: EXIT_OK, State.DEGRADED: EXIT_NO, State.DOWN: EXIT_ERROR}
 
 
 @click.command("health")
@@ -18,7 +19,8 @@ _EXIT = {State.OK: EXIT_OK, State.DEGRADED: EXIT_NO, State.DOWN: EXIT_ERROR}
 def health_command(out: Output) -> int:
     """Say how everything is, within a second.
 
-    Exit status: 0 healthy, 1 degraded (work is accepted, but something needs a look), 2 down.
+    Exit status: 0 healthy, also with warnings, which are for a person to decide; 1 degraded (work is accepted,
+    but something needs a look); 2 down.
     """
     checks = health(settings())
     state = worst(checks)

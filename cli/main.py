@@ -31,8 +31,14 @@ _COMMANDS: Final = {
     "list": "reading",
     "show": "reading",
     "history": "reading",
-    "verify": "reading",
+    "verify": "verify",
+    "export": "transfer",
+    "import": "transfer",
+    "erase": "removing",
+    "prune": "removing",
+    "purge": "removing",
     "health": "health",
+    "keys": "keys",
     "db": "db",
 }
 _INTERRUPTED: Final = 130

@@ -37,6 +37,7 @@ STATUS_STYLE: Final[Mapping[str, str]] = {
     "quarantined": "red",
     "cancelled": "dim",
     "ok": "green",
+    "warning": "yellow",
     "degraded": "yellow",
     "down": "red",
 }

@@ -14,10 +14,13 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from ..config.keys import new_anchor_key, signing_key
 from ..config.settings import Settings, safe_url, settings
+from ..core.anchor import log_name
 from ..core.workflow import registry
 from ..persistence import watch
 from ..persistence.database import Database
+from ..persistence.schema import deployment_name
 from ..servers import stack
 from ..servers.stack import Flower
 from ..servers.supervisor import Supervisor
@@ -94,6 +97,7 @@ def bring_up(
         supervisor.start(service)
     database = Database(configured.database, pool_size=1)
     upgrade(database, deployment=configured.deployment)
+    _have_a_key(configured, database)
     logs = configured.places.logs
     for number in range(1, workers + 1):
         supervisor.start(stack.worker(configured, logs, number, concurrency, watched=flower))
@@ -105,6 +109,14 @@ def bring_up(
     _await_workers(configured, supervisor, database, monitor)
     database.close()
     return monitor
+
+
+def _have_a_key(configured: Settings, database: Database) -> None:
+    """See to it that anchors can be signed: a key of one's own is made with the first start."""
+    if configured.anchor_places and signing_key(configured.key_folder) is None:
+        with database.statement() as connection:
+            name = log_name(deployment_name(connection))
+        new_anchor_key(configured.key_folder, name)
 
 
 def _await_workers(configured: Settings, supervisor: Supervisor, database: Database, monitor: Flower | None) -> None:

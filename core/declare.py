@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, PydanticSchemaGenerationError, RootM
 
 from .errors import DefinitionError
 from .machine import Definition, Edge
+from .names import SYSTEM_TYPE
 from .retry import Retry
 
 MARK: Final = "__aegis_transition__"
@@ -71,6 +72,8 @@ def define(
 
     """
     states = _states_of(cls, type_name)
+    if type_name == SYSTEM_TYPE:
+        raise DefinitionError(type_name, None, "this type is the system's own", "name the class otherwise")
     if not type_name or len(type_name) > _MAX_TYPE_NAME or not type_name.replace(".", "_").isidentifier():
         raise DefinitionError(type_name, None, "this is not a name for a type", "use letters, digits, '_' and '.'")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:

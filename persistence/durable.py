@@ -5,22 +5,28 @@ from __future__ import annotations
 import time
 import uuid
 from builtins import list as list_of  # the engine has a verb of that name
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Final, Generic, TypeVar
+from datetime import datetime, timedelta
+from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from ..core.anchor import Anchor
 from ..core.bell import Bell, Ring
+from ..core.bundle import Bundle, render
 from ..core.errors import InvalidData, WaitTimeout, WorkflowNotCompleted
+from ..core.finding import Report
 from ..core.workflow import Workflow, registry
-from . import history, operations
+from . import history, operations, removal, transfer
+from .auditor import Auditor, Sources
 from .database import Database, is_transient
 from .models import STATUSES
 from .operations import Terms
 from .records import Checkpoint, WorkflowSummary, WorkflowTransition
+from .transfer import Scrutiny
+from .walk import Piece, Place, walk
 
 W = TypeVar("W", bound=Workflow)
 T = TypeVar("T")
@@ -58,8 +64,10 @@ class Handle(Generic[W]):
         """Return its row: state, status, what it waits for."""
         return self.engine.describe(self.id)
 
-    def at(self, seq: int) -> Workflow:
-        """Return its data as transition ``seq`` left it."""
+    def at(self, seq: int | datetime) -> Workflow:
+        """Return its data as transition ``seq`` left it, or as it was at a moment."""
+        if isinstance(seq, datetime):
+            return self.engine.load(self.id, at=seq)
         return self.engine.load(self.id, seq=seq)
 
     def history(self) -> list_of[WorkflowTransition]:
@@ -81,8 +89,10 @@ class DurableWorkflowEngine:
     ``actor`` is who the history says acted: ``user:alice``, ``app:shop``.
     """
 
-    def __init__(self, database: Database, ring: Ring, terms: Terms) -> None:
+    def __init__(self, database: Database, ring: Ring, terms: Terms, sources: Sources = Sources()) -> None:  # noqa: B008 - frozen
         self.database = database
+        self._auditor = Auditor(database, sources)
+        self._trusted = tuple(sources.trusted)
         self._ring = ring
         self._terms = terms
 
@@ -141,6 +151,96 @@ class DurableWorkflowEngine:
         """Keep one more checkpoint; None means that a running handler was asked for it."""
         return self._write(lambda session: operations.checkpoint(session, id))
 
+    def erase(self, id: str, *, reason: str) -> bool:  # noqa: A002
+        """Erase the data of a workflow that has ended; its history stays, and verifies as before.
+
+        ``reason`` stays for ever, and must hold no personal data. Returns False if it was erased before.
+
+        Raises:
+            InvalidName, NotCanonical: the id, or the reason, which must not be empty.
+            WorkflowNotFound, WorkflowPurged, WrongStatus: nothing was erased.
+
+        """
+        return self._write(lambda session: removal.erase(session, id, reason, self._terms))
+
+    def prune(self, *, keep: int, older_than: timedelta, reason: str = "") -> int:
+        """Remove old checkpoints, but not those of a workflow's newest ``keep`` transitions, and of its first.
+
+        Returns how many; each piece is committed by itself, and what is left is for the next call.
+
+        Raises:
+            InvalidData, InvalidName, NotCanonical: nothing was removed.
+
+        """
+
+        def piece(place: Place) -> Piece:
+            return self._write(
+                lambda session: removal.prune(
+                    session, place, self._terms, keep=keep, older_than=older_than, reason=reason
+                )
+            )
+
+        return walk(piece)[0]
+
+    def purge(
+        self,
+        id: str | None = None,  # noqa: A002
+        *,
+        older_than: timedelta | None = None,
+        reason: str = "",
+    ) -> int:
+        """Remove a workflow that has ended, or all of which nothing was heard for ``older_than``, for good.
+
+        What stays is a stub - id, length, head - and the places in the log. Of all, those are left for the
+        next time that are not wholly in the log yet. Returns how many workflows were removed.
+
+        Raises:
+            InvalidData, InvalidName, NotCanonical: nothing was removed; it needs an id, or an age.
+            WorkflowNotFound, WorkflowPurged, WrongStatus, HistoryBroken: nothing was removed of that one.
+
+        """
+        if id is not None:
+            self._write(
+                lambda session: removal.purge_one(session, id, self._terms, older_than=older_than, reason=reason)
+            )
+            return 1
+        if older_than is None:
+            raise InvalidData("the limits", [("/older_than", "say how old, or give the id of a workflow")])
+
+        def piece(place: Place) -> Piece:
+            return self._write(
+                lambda session: removal.purge(session, place, self._terms, older_than=older_than, reason=reason)
+            )
+
+        return walk(piece)[0]
+
+    def import_bundle(
+        self,
+        bundle: Bundle | Mapping[str, Any] | bytes,
+        *,
+        accept_unanchored: bool = False,
+        anchors: Iterable[Anchor] | None = None,
+        source: str = "the bundle",
+    ) -> Handle[Workflow]:
+        """Take a workflow over from another deployment; one that has not ended is paused, until ``resume``.
+
+        The bundle is a ``Bundle``, its document (``Bundle.to_dict``), or its bytes. A key that is trusted
+        here must have signed it. With ``anchors``, those of the exporter, it is also found where it was
+        cut off. ``source`` is what messages call it.
+
+        Raises:
+            NotABundle, BundleRefused: it is none, or not what was committed; not one row was written.
+            InvalidName, WorkflowPurged: its id cannot be used here; likewise.
+            UnknownWorkflowType, InvalidData: its type is not loaded, or its data does not fit it; likewise.
+
+        """
+        data = bundle if isinstance(bundle, Bundle | bytes) else render(bundle)
+        known = None if anchors is None else list(anchors)
+        scrutiny = Scrutiny(trusted=self._trusted, anchors=known, accept_unanchored=accept_unanchored, source=source)
+        return Handle(
+            self, self._write(lambda session: transfer.import_(session, data, self._terms, scrutiny)), new=True
+        )
+
     def resume_all_pending(self, workflow: type[W]) -> list_of[Handle[W]]:
         """Ring every workflow of a type that could run now and is in nobody's hands; return them.
 
@@ -179,17 +279,25 @@ class DurableWorkflowEngine:
         """Return a workflow's data as it is now, with what its handler has saved so far."""
         return self.load(id)
 
-    def load(self, id: str, *, seq: int | None = None) -> Workflow:  # noqa: A002
-        """Return a workflow's data as transition ``seq`` left it; checked against its hash.
+    def load(self, id: str, *, seq: int | None = None, at: datetime | None = None) -> Workflow:  # noqa: A002
+        """Return a workflow's data as transition ``seq`` left it, or as it was ``at`` a moment; the newest by default.
+
+        What is returned was checked against its hash, and that against the transition's.
 
         Raises:
-            WorkflowNotFound: there is no such workflow, or no checkpoint at ``seq``.
+            InvalidData: both ``seq`` and ``at`` are given, ``at`` has no zone, or is before the workflow began.
+            WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more, or no checkpoint at ``seq``.
+            DataErased, CheckpointPruned: it was removed on purpose.
             HistoryBroken: the checkpoint is not the one that was committed.
             UnknownWorkflowType: its class is not loaded in this process.
 
         """
+        if at is not None and (seq is not None or at.tzinfo is None):
+            problem = "give seq or at, not both" if seq is not None else f"{at.isoformat()} has no time zone"
+            raise InvalidData("the moment", [("/at", problem)])
         with self.database.snapshot() as connection:
-            type_name, data = history.data_at(connection, id, seq)
+            found = seq if at is None else history.seq_at(connection, id, at)
+            type_name, data = history.data_at(connection, id, found)
         return registry.get(type_name).from_dict(data)
 
     def list(
@@ -210,16 +318,45 @@ class DurableWorkflowEngine:
                 connection, type_name=type_name, status=status, state=state, before=before, limit=limit
             )
 
+    def export_bundle(self, id: str) -> Bundle:  # noqa: A002
+        """Return a workflow's whole history, with what it takes to verify it elsewhere.
+
+        Events that were received and not taken yet are no history: they are not in it.
+
+        Raises:
+            WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more.
+            HistoryBroken: it cannot even be read, or the log is not what was anchored.
+
+        """
+        with self.database.snapshot() as connection:
+            return transfer.export(connection, id)
+
     def history(self, id: str) -> list_of[WorkflowTransition]:  # noqa: A002
         """Return a workflow's audit chain, the first transition first."""
         with self.database.statement() as connection:
             return history.transitions(connection, id)
 
     def verify_integrity(self, id: str) -> tuple[bool, str | None]:  # noqa: A002
-        """Return whether a workflow's history is intact, and if not, the first transition that is not."""
-        with self.database.snapshot() as connection:
-            found = history.findings(connection, id)
-        return (True, None) if not found else (False, str(found[0]))
+        """Return whether a workflow's history is intact, and if not, the first thing that is not.
+
+        Where it could not be verified against what should be there, it does not count as intact.
+
+        Raises:
+            WorkflowNotFound: there never was such a workflow.
+
+        """
+        report = self.verify_audit_chain(id)
+        wrong = [str(finding) for finding in report.failures] + list(report.problems)
+        return (True, None) if report.valid else (False, wrong[0])
+
+    def verify_audit_chain(self, id: str) -> Report:  # noqa: A002
+        """Verify a workflow's history, also against what was anchored of it; return everything that was found.
+
+        Raises:
+            WorkflowNotFound: there never was such a workflow.
+
+        """
+        return self._auditor.one(id)
 
     def wait(self, id: str, *, timeout: float | None = None) -> Workflow:  # noqa: A002
         """Wait until a workflow has completed; return its data. ``timeout`` is in seconds.
@@ -254,18 +391,28 @@ class DurableWorkflowEngine:
     # --- how ----------------------------------------------------------------------------
 
     def _write(self, verb: Callable[[Session], T]) -> T:
-        left = _MOST_TRIES
-        while True:
-            left -= 1
-            try:
-                with self.database.transaction() as session:
-                    return verb(session)
-            except DBAPIError as error:
-                # Rolled back, whole, in favour of somebody else: nothing is half-written, and it may go through now.
-                if not (left and is_transient(error)):
-                    raise
+        return in_one_transaction(self.database, verb)
 
     def _rung(self, bell: Bell | None) -> bool:
         # After the commit, never before: a worker that answered a bell for a row it cannot see yet
         # would throw the bell away.
         return bell is None or self._ring([bell])
+
+
+def in_one_transaction(database: Database, verb: Callable[[Session], T]) -> T:
+    """Carry a verb out: all of it, or nothing; again where PostgreSQL preferred somebody else.
+
+    Raises:
+        DatabaseUnavailable: it does not answer, or broke off; the outcome may be unknown.
+
+    """
+    left = _MOST_TRIES
+    while True:
+        left -= 1
+        try:
+            with database.transaction() as session:
+                return verb(session)
+        except DBAPIError as error:
+            # Rolled back, whole, in favour of somebody else: nothing is half-written, and it may go through now.
+            if not (left and is_transient(error)):
+                raise

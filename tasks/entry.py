@@ -11,16 +11,24 @@ from celery import Celery, Task
 
 from ..config.logging import get_logger
 from ..config.settings import Settings, settings
-from ..core.errors import DatabaseUnavailable
+from ..core.errors import AegisError, DatabaseUnavailable
 from ..persistence.database import Database
+from .anchor import Policy as AnchorPolicy
+from .anchor import anchor, notary
 from .bench import Bench, default_worker_id
 from .broker import TRANSITION, Broker
 from .checkpoint import request_checkpoints
+from .retention import retain
+from .scrub import scrub
+from .sinks import sinks
 from .sweep import sweep
 from .transition import run_transition
 
 SWEEP: Final = "aegis.sweep"
 CHECKPOINT: Final = "aegis.checkpoint"
+ANCHOR: Final = "aegis.anchor"
+SCRUB: Final = "aegis.scrub"
+RETAIN: Final = "aegis.retain"
 
 log = get_logger(__name__)
 
@@ -86,7 +94,28 @@ def _checkpoint(settings_: Settings, database: Database, _broker: Broker) -> obj
     return request_checkpoints(database, interval)
 
 
-PERIODIC: Final[dict[str, Periodic]] = {SWEEP: _sweep, CHECKPOINT: _checkpoint}
+def _anchor(settings_: Settings, database: Database, _broker: Broker) -> object:
+    policy = AnchorPolicy(interval=timedelta(seconds=settings_.anchor_interval), every=settings_.anchor_every)
+    return anchor(database, sinks(settings_), notary(settings_), policy)
+
+
+def _scrub(settings_: Settings, database: Database, _broker: Broker) -> object:
+    return scrub(settings_, database)
+
+
+def _retain(settings_: Settings, database: Database, _broker: Broker) -> object:
+    return retain(settings_, database)
+
+
+PERIODIC: Final[dict[str, Periodic]] = {
+    SWEEP: _sweep,
+    CHECKPOINT: _checkpoint,
+    ANCHOR: _anchor,
+    SCRUB: _scrub,
+    RETAIN: _retain,
+}
+# These may take long, and nothing that is to be recovered may wait for them.
+SLOW: Final = frozenset({ANCHOR, SCRUB, RETAIN})
 
 
 def run_periodic(app: Celery, name: str) -> None:
@@ -95,6 +124,8 @@ def run_periodic(app: Celery, name: str) -> None:
         PERIODIC[name](settings(), _database(app), Broker(app))
     except DatabaseUnavailable as error:
         log.warning("not run", task=name, reason=error.reason)
+    except AegisError as error:
+        log.critical("not run", task=name, reason=str(error))
     except Exception:
         log.exception("a fault in AEGIS", task=name)
 
@@ -129,8 +160,9 @@ def _bench(app: Celery) -> Bench:
 
 
 def _database(app: Celery) -> Database:
-    # A handler needs one connection for its claim and its commit, and one to save its progress.
-    return _once(app, lambda: Database(settings().database, pool_size=2 * hands, pre_ping=False))
+    # A handler needs one connection for its claim and its commit, and one to save its progress; beat has one
+    # for the sweep, and one for each thing that it does aside.
+    return _once(app, lambda: Database(settings().database, pool_size=max(2 * hands, 1 + len(SLOW)), pre_ping=False))
 
 
 def _once(app: Celery, make: Callable[[], T]) -> T:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
 from typing import Final
 
 from kombu import Connection
@@ -22,48 +20,39 @@ from ..core.errors import AegisError, DatabaseUnavailable
 from ..persistence import schema, vitals
 from ..persistence.database import Database, is_too_slow
 from ..persistence.vitals import Vitals
+from .check import Check, State, degraded, down, ok, span, warning
+from .proof import append_only, ask_anchors, chains, mac
 
 # What each of the two servers may take to answer; they are asked at the same time (seconds).
 _PATIENCE: Final = 0.7
 # A sweep that has not run for so many of its intervals is not running, whatever the reason.
 _MISSED_SWEEPS: Final = 10
+_MISSED_ANCHORS: Final = 3
 _SLOW_START: Final = timedelta(seconds=10)
-
-
-class State(StrEnum):
-    """How one part is: the worst of them is how the whole is."""
-
-    OK = "ok"
-    DEGRADED = "degraded"
-    DOWN = "down"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One line of the report; ``remedy`` says what to do where something is wrong."""
-
-    name: str
-    state: State
-    says: str
-    remedy: str = ""
 
 
 def health(settings: Settings) -> list[Check]:
     """Look at everything once, without waiting for what does not answer."""
     broker = _Question("broker", lambda: _ask_broker(settings))
+    anchors = _Question("anchors", lambda: ask_anchors(settings))
     database = _Question("database", lambda: _ask_database(settings))
     deadline = time.monotonic() + _PATIENCE
     checks, whole = database.answer(deadline)
     if not checks:
         checks.append(
-            _down("database", f"no answer within {_PATIENCE:g} s", "see that PostgreSQL is up and can be reached")
+            down("database", f"no answer within {_PATIENCE:g} s", "see that PostgreSQL is up and can be reached")
         )
     elif not whole:
         checks.append(_late())
     answered, _ = broker.answer(deadline)
     checks += answered or [
-        _degraded("broker", f"no answer within {_PATIENCE:g} s", "see that the broker is up; nothing is lost meanwhile")
+        degraded("broker", f"no answer within {_PATIENCE:g} s", "see that the broker is up; nothing is lost meanwhile")
     ]
+    found, whole = anchors.answer(deadline)
+    checks += found
+    if not whole:
+        remedy = "see that the place that AEGIS_ANCHORS names can be reached"
+        checks.append(warning("anchors", f"no answer within {_PATIENCE:g} s", remedy))
     return checks
 
 
@@ -87,7 +76,7 @@ class _Question:
                 self._found.append(check)
         except Exception as error:  # noqa: BLE001 - a look that failed is a finding, and no silence
             problem = f"it could not be looked at: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            self._found.append(_down(name, problem, "verify the histories with `aegis verify`, and report this"))
+            self._found.append(down(name, problem, "verify the histories with `aegis verify`, and report this"))
 
     def answer(self, deadline: float) -> tuple[list[Check], bool]:
         """Return what was found by then, and whether that is all."""
@@ -102,8 +91,8 @@ def _ask_broker(settings: Settings) -> list[Check]:
     except (OSError, RedisError, KombuError) as error:
         url = safe_url(settings.broker)
         remedy = f"start it, or mend AEGIS_BROKER_URL ({url}); nothing is lost meanwhile"
-        return [_degraded("broker", str(error).partition("\n")[0], remedy)]
-    return [_ok("broker", "answers")]
+        return [degraded("broker", str(error).partition("\n")[0], remedy)]
+    return [ok("broker", "answers")]
 
 
 def _ping(url: str) -> None:
@@ -128,28 +117,28 @@ def _ask_database(settings: Settings) -> Iterator[Check]:
         # One moment throughout: what moves while it is looked at would seem to contradict itself.
         with database.snapshot(timedelta(seconds=_PATIENCE)) as connection:
             found = schema.current(connection)
-            yield _ok("database", "answers")
+            yield ok("database", "answers")
             part = "figures"
             if found != schema.wanted():
                 has = f"at {found}" if found else "missing"
-                yield _down("schema", f"{has}, this AEGIS needs {schema.wanted()}", "run `aegis db upgrade`")
+                yield down("schema", f"{has}, this AEGIS needs {schema.wanted()}", "run `aegis db upgrade`")
                 return
-            yield _ok("schema", f"at {schema.wanted()}")
+            yield ok("schema", f"at {schema.wanted()}")
             yield from _judge(vitals.read(connection, settings.queue, settings.recovery), settings)
     except DatabaseUnavailable as error:
         if is_too_slow(error):
             yield _late()
             return
-        yield _down(part, error.reason, f"start it with `aegis up`, or mend AEGIS_DATABASE_URL ({error.url})")
+        yield down(part, error.reason, f"start it with `aegis up`, or mend AEGIS_DATABASE_URL ({error.url})")
     except AegisError as error:
-        yield _down(part, str(error), "see the message")
+        yield down(part, str(error), "see the message")
     finally:
         database.close()
 
 
 def _late() -> Check:
     remedy = "the database is busy: see pg_stat_activity there, and look again"
-    return _degraded("figures", f"not read within {_PATIENCE:g} s", remedy)
+    return degraded("figures", f"not read within {_PATIENCE:g} s", remedy)
 
 
 def _judge(found: Vitals, settings: Settings) -> list[Check]:
@@ -160,7 +149,9 @@ def _judge(found: Vitals, settings: Settings) -> list[Check]:
         _due(found, settings),
         _rpo(found, settings),
         _troubled(found),
-        _chains(found),
+        chains(found, settings),
+        append_only(found.guards, settings),
+        mac(found, settings),
     ]
 
 
@@ -171,90 +162,63 @@ def _workers(found: Vitals, settings: Settings) -> Check:
         if found.now - worker.seen_at <= timedelta(seconds=settings.heartbeat_timeout)
     ]
     if not living:
-        return _degraded("workers", "none alive", "start one with `aegis worker`; everything waits until then")
+        return degraded("workers", "none alive", "start one with `aegis worker`; everything waits until then")
     silent = len(found.workers) - len(living)
     says = f"{len(living)} alive, {found.running} handlers running"
     if silent:
-        return _degraded(
-            "workers", f"{says}, {silent} silent", "beat's sweep takes over what they held; see their logs"
-        )
-    return _ok("workers", says)
+        return degraded("workers", f"{says}, {silent} silent", "beat's sweep takes over what they held; see their logs")
+    return ok("workers", says)
 
 
 def _beat(found: Vitals, settings: Settings) -> Check:
     if found.swept_at is None:
-        return _degraded("beat", "the sweep has never run", "start it with `aegis beat`")
+        return degraded("beat", "the sweep has never run", "start it with `aegis beat`")
     ago = found.now - found.swept_at
     limit = max(timedelta(seconds=settings.sweep_interval * _MISSED_SWEEPS), timedelta(seconds=5))
     if ago > limit:
-        return _degraded(
+        return degraded(
             "beat",
-            f"last sweep {_span(ago)} ago",
+            f"last sweep {span(ago)} ago",
             "start it with `aegis beat`; until then nothing that was lost is rung again",
         )
-    return _ok("beat", f"last sweep {_span(ago)} ago")
+    return ok("beat", f"last sweep {span(ago)} ago")
 
 
 def _backlog(found: Vitals) -> Check:
     says = f"{found.ready}{' or more' if found.ready == vitals.MOST_COUNTED else ''} ready to run"
     if found.strangers:
         types = ", ".join(f"{count} of {kind}" for kind, count in sorted(found.strangers.items()))
-        return _degraded(
+        return degraded(
             "backlog",
             f"{says}; no worker knows the type of {types}",
             "name its module in AEGIS_WORKFLOWS, and restart the workers",
         )
     if found.unheard:
         queues = ", ".join(f"{count} on {queue!r}" for queue, count in sorted(found.unheard.items()))
-        return _degraded(
+        return degraded(
             "backlog", f"{says}; no worker listens to the queue of {queues}", "start one with `aegis worker -Q QUEUE`"
         )
-    return _ok("backlog", says)
+    return ok("backlog", says)
 
 
 def _due(found: Vitals, settings: Settings) -> Check:
     if found.overdue > timedelta(seconds=settings.ring_grace) + _SLOW_START:
-        return _degraded("due", f"the oldest is {_span(found.overdue)} overdue", "see that beat and enough workers run")
-    return _ok("due", f"the oldest is {_span(found.overdue)} overdue" if found.overdue else "nothing overdue")
+        return degraded("due", f"the oldest is {span(found.overdue)} overdue", "see that beat and enough workers run")
+    return ok("due", f"the oldest is {span(found.overdue)} overdue" if found.overdue else "nothing overdue")
 
 
 def _rpo(found: Vitals, settings: Settings) -> Check:
-    says = f"transitions 0 s, running handlers {_span(found.unsaved)}"
+    says = f"transitions 0 s, running handlers {span(found.unsaved)}"
     if found.unsaved > timedelta(seconds=settings.checkpoint_interval) + _SLOW_START:
-        return _degraded("RPO now", says, "call ctx.progress() in handlers that run for long")
-    return _ok("RPO now", says)
+        return degraded("RPO now", says, "call ctx.progress() in handlers that run for long")
+    return ok("RPO now", says)
 
 
 def _troubled(found: Vitals) -> Check:
     if found.troubled:
-        return _degraded(
+        return degraded(
             "failures",
             f"{found.troubled} failed or quarantined",
             "see `aegis list --status failed` and `--status quarantined`; `aegis retry ID` once mended",
         )
-    return _ok("failures", "none")
-
-
-def _chains(found: Vitals) -> Check:
-    if found.broken:
-        return _down("chains", found.broken[0], "history was changed: see `aegis verify --all`")
-    return _ok("chains", f"the {found.sampled} newest are intact")
-
-
-def _ok(name: str, says: str) -> Check:
-    return Check(name=name, state=State.OK, says=says)
-
-
-def _degraded(name: str, says: str, remedy: str) -> Check:
-    return Check(name=name, state=State.DEGRADED, says=says, remedy=remedy)
-
-
-def _down(name: str, says: str, remedy: str) -> Check:
-    return Check(name=name, state=State.DOWN, says=says, remedy=remedy)
-
-
-def _span(span: timedelta) -> str:
-    seconds = span.total_seconds()
-    if seconds < 10:  # noqa: PLR2004 - one decimal is enough from there on
-        return f"{seconds:.1f} s"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"  # noqa: PLR2004 - minutes read better
+    return ok("failures", "none")

@@ -7,20 +7,32 @@ with a scheduler of its own (``django-celery-beat``) publishes the same tasks to
 
 from __future__ import annotations
 
-from typing import Any
+from threading import Thread
+from typing import Any, Final
 
 from celery.beat import ScheduleEntry, Scheduler
 
 from ..config.settings import Settings
-from ..tasks.entry import CHECKPOINT, PERIODIC, SWEEP, run_periodic
+from ..tasks.entry import ANCHOR, CHECKPOINT, PERIODIC, RETAIN, SCRUB, SLOW, SWEEP, run_periodic
+from ..tasks.scrub import pause
+
+# Whether an anchor is due is looked at more often than one is written: transitions may come in numbers.
+_LOOKS: Final = 12
+_RETENTION: Final = 300.0
 
 
 def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return the entries for Celery's ``beat_schedule``."""
-    sweep, checkpoint = settings.sweep_interval, settings.checkpoint_interval / 10
+    every = {
+        SWEEP: settings.sweep_interval,
+        CHECKPOINT: settings.checkpoint_interval / 10,
+        ANCHOR: settings.anchor_interval / _LOOKS,
+        SCRUB: pause(settings),
+        RETAIN: _RETENTION,
+    }
     return {
-        "aegis-sweep": {"task": SWEEP, "schedule": sweep, "options": {"expires": sweep}},
-        "aegis-checkpoint": {"task": CHECKPOINT, "schedule": checkpoint, "options": {"expires": checkpoint}},
+        name.replace(".", "-"): {"task": name, "schedule": seconds, "options": {"expires": seconds}}
+        for name, seconds in every.items()
     }
 
 
@@ -30,6 +42,7 @@ class InProcessScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Nothing of ours needs Celery's five minutes between two looks at the schedule.
+        self._aside: dict[str, Thread] = {}
         self.max_interval = min(self.max_interval, self.app.conf.beat_schedule["aegis-sweep"]["schedule"])
 
     @property
@@ -46,7 +59,17 @@ class InProcessScheduler(Scheduler):
 
     def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
         """Run one of ours, publish any other."""
-        if entry.task in PERIODIC:
+        if entry.task in SLOW:
+            self._run_aside(entry.task)
+        elif entry.task in PERIODIC:
             run_periodic(self.app, entry.task)
         else:
             super().apply_entry(entry, producer=producer)
+
+    def _run_aside(self, name: str) -> None:
+        """Run it in a thread of its own, unless the one before still does."""
+        before = self._aside.get(name)
+        if before is None or not before.is_alive():
+            # A daemon: whatever it is at, it may be cut off at any moment, as by a crash.
+            self._aside[name] = Thread(target=run_periodic, args=(self.app, name), name=name, daemon=True)
+            self._aside[name].start()

@@ -10,6 +10,7 @@ from datetime import timedelta
 
 from celery import Celery
 
+from .config.keys import active_mac_key
 from .config.settings import settings
 from .core.errors import AegisError
 from .core.names import check_name
@@ -20,6 +21,7 @@ from .persistence.durable import Handle
 from .persistence.operations import Terms
 from .persistence.records import Checkpoint, WorkflowSummary, WorkflowTransition
 from .tasks.broker import Broker
+from .tasks.scrub import sources
 from .workers.factory import make_app
 
 __all__ = [
@@ -59,8 +61,10 @@ class DurableWorkflowEngine(_Engine):
             actor=check_name("actor", f"user:{_login()}" if actor is None else actor),
             grace=timedelta(seconds=configured.ring_grace),
             max_bytes=configured.max_bytes,
+            mac_key=active_mac_key(configured),
         )
-        super().__init__(database, Broker(make_app(configured) if app is None else app).ring, terms)
+        ring = Broker(make_app(configured) if app is None else app).ring
+        super().__init__(database, ring, terms, sources(configured))
 
 
 def _login() -> str:

@@ -88,7 +88,7 @@ BAD: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("send", "a b", "shout"), ("'a b' is not a workflow id",)),
     # what is not there, or not in that status
     (("show", "nobody"), ("there is no workflow 'nobody'",)),
-    (("show", "there", "--seq", "9"), ("no checkpoint at seq 9",)),
+    (("show", "there", "--at", "9"), ("no checkpoint at seq 9",)),
     (("history", "nobody"), ("there is no workflow 'nobody'",)),
     (("verify", "nobody"), ("there is no workflow 'nobody'",)),
     (("verify",), ("ID of a workflow, or --all",)),

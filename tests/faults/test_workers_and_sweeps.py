@@ -14,7 +14,8 @@ from local_engine import eventually
 from aegis.persistence import watch
 from aegis.persistence.watch import Worker
 from aegis.tasks.broker import Broker
-from aegis.tasks.health import State, health
+from aegis.tasks.check import State
+from aegis.tasks.health import health
 from aegis.tasks.sweep import sweep
 
 pytestmark = pytest.mark.faults

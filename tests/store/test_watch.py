@@ -27,6 +27,7 @@ from store_workbench import (
 )
 from store_workflows import SCRIPT, Act, Decision, Letter, Once, Parcel, Relay
 
+from aegis.config.keys import new_anchor_key, new_mac_key
 from aegis.config.settings import Settings, read
 from aegis.core.recovery import Claimed, Policy
 from aegis.persistence import schema, vitals, watch
@@ -34,9 +35,12 @@ from aegis.persistence.database import Database
 from aegis.persistence.durable import DurableWorkflowEngine
 from aegis.persistence.records import Hand
 from aegis.persistence.watch import Watch, Worker
+from aegis.tasks import anchor as anchors
 from aegis.tasks.bench import Bench
+from aegis.tasks.check import Check, State
 from aegis.tasks.checkpoint import request_checkpoints
-from aegis.tasks.health import Check, State, health, worst
+from aegis.tasks.health import health, worst
+from aegis.tasks.sinks import sinks
 from aegis.tasks.transition import run_transition
 
 SECOND = timedelta(seconds=1)
@@ -395,21 +399,29 @@ def test_the_figures_tell_of_a_broken_chain_among_the_newest(engine: DurableWork
 
 # --- health ---------------------------------------------------------------------------------
 
-LINES = ["database", "schema", "workers", "beat", "backlog", "due", "RPO now", "failures", "chains", "broker"]
+LINES = ["database", "schema", "workers", "beat", "backlog", "due", "RPO now", "failures", "chains"]
+LINES += ["append-only", "mac", "broker", "anchors"]
+
+
+OWNER = {"append-only": State.WARNING}
 
 
 @pytest.fixture
-def settings(database_url: str, broker: PrivateBroker) -> Settings:
-    return read({"AEGIS_DATABASE_URL": database_url, "AEGIS_BROKER_URL": broker.url})
+def settings(database_url: str, broker: PrivateBroker, tmp_path: Path) -> Settings:
+    return read({"AEGIS_DATABASE_URL": database_url, "AEGIS_BROKER_URL": broker.url, "AEGIS_HOME": str(tmp_path)})
 
 
 @pytest.fixture
-def healthy(engine: DurableWorkflowEngine, database: Database) -> None:
-    """A worker lives, beat sweeps, a workflow waits and one is ready."""
+def healthy(engine: DurableWorkflowEngine, database: Database, settings: Settings) -> None:
+    """A worker lives, beat sweeps, a workflow waits and one is ready; there are keys, and an anchor."""
     beat(database)
     begin_sweep(database, 60 * SECOND)
     engine.start(Parcel(), id="p")
     engine.start(Letter(), id="l")
+    new_anchor_key(settings.key_folder, "tester")
+    new_mac_key(settings.key_folder, grace=60 * SECOND)
+    policy = anchors.Policy(interval=60 * SECOND, every=1000)
+    anchors.anchor(database, sinks(settings), anchors.notary(settings), policy)
 
 
 def lines(settings: Settings) -> dict[str, Check]:
@@ -427,14 +439,17 @@ def lines(settings: Settings) -> dict[str, Check]:
 def test_a_healthy_deployment_is_ok_line_by_line(settings: Settings) -> None:
     found = lines(settings)
     assert list(found) == LINES
-    assert {check.state for check in found.values()} == {State.OK}
-    assert worst(list(found.values())) is State.OK
+    # The tests' own user is a superuser, and could switch the triggers off.
+    assert {name: check.state for name, check in found.items() if check.state is not State.OK} == OWNER
+    assert worst(list(found.values())) is State.WARNING
     assert found["schema"].says == f"at {schema.wanted()}"
     assert found["workers"].says == "1 alive, 0 handlers running"
     assert found["backlog"].says == "1 ready to run"
     assert found["due"].says == "nothing overdue"
     assert found["RPO now"].says == "transitions 0 s, running handlers 0.0 s"
-    assert found["chains"].says == "the 2 newest are intact"
+    assert found["chains"].says == "the 2 newest are intact, 0% verified in the last 24 h"
+    assert found["mac"].says.startswith("key ")
+    assert found["anchors"].says.startswith("2 of 2 logged transitions, 0.")
     assert found["broker"].says == "answers"
 
 
@@ -543,11 +558,18 @@ def test_health_names_what_is_wrong_and_what_to_do(
     assert says in found[line].says
     assert remedy in found[line].remedy
     assert worst(list(found.values())) is state
-    assert {check.name for check in found.values() if check.state is not State.OK} == {line}
+    assert {check.name for check in found.values() if check.state is not State.OK} - set(OWNER) == {line}
 
 
 def test_every_line_about_rows_can_go_wrong() -> None:
-    assert {line for _, line, _, _, _ in SPOILED.values()} == set(LINES) - {"database", "schema", "broker"}
+    assert {line for _, line, _, _, _ in SPOILED.values()} == set(LINES) - {
+        "database",
+        "schema",
+        "broker",
+        "append-only",
+        "mac",
+        "anchors",
+    }
 
 
 @pytest.mark.usefixtures("healthy")
@@ -568,7 +590,7 @@ def test_health_does_not_take_what_it_cannot_read_for_a_database_that_does_not_a
 def test_health_without_a_schema(postgres: PrivatePostgres, broker: PrivateBroker) -> None:
     with postgres.database() as url:
         found = lines(read({"AEGIS_DATABASE_URL": url, "AEGIS_BROKER_URL": broker.url}))
-    assert list(found) == ["database", "schema", "broker"]
+    assert list(found) == ["database", "schema", "broker", "anchors"]
     assert (found["database"].state, found["broker"].state) == (State.OK, State.OK)
     assert (found["schema"].state, found["schema"].remedy) == (State.DOWN, "run `aegis db upgrade`")
     assert found["schema"].says == f"missing, this AEGIS needs {schema.wanted()}"
@@ -577,7 +599,7 @@ def test_health_without_a_schema(postgres: PrivatePostgres, broker: PrivateBroke
 def test_health_with_the_schema_of_another_version(database: Database, settings: Settings) -> None:
     sql(database, "UPDATE aegis_schema SET version_num = '0000'")
     found = lines(settings)
-    assert list(found) == ["database", "schema", "broker"]
+    assert list(found) == ["database", "schema", "broker", "anchors"]
     assert (found["schema"].state, found["schema"].says) == (
         State.DOWN,
         f"at 0000, this AEGIS needs {schema.wanted()}",
@@ -587,7 +609,7 @@ def test_health_with_the_schema_of_another_version(database: Database, settings:
 def test_health_without_a_database(tmp_path: Path, broker: PrivateBroker) -> None:
     url = f"postgresql://aegis:secret@/aegis?host={tmp_path}"
     found = lines(read({"AEGIS_DATABASE_URL": url, "AEGIS_BROKER_URL": broker.url}))
-    assert list(found) == ["database", "broker"]
+    assert list(found) == ["database", "broker", "anchors"]
     assert found["database"].state is State.DOWN
     assert "AEGIS_DATABASE_URL" in found["database"].remedy
     assert "secret" not in found["database"].says + found["database"].remedy
@@ -601,7 +623,7 @@ def test_health_with_a_database_that_is_too_busy_to_tell(database: Database, set
         session.connection().exec_driver_sql("LOCK TABLE aegis_workflow IN ACCESS EXCLUSIVE MODE")
         held.set()
         found = lines(settings)
-    assert list(found) == ["database", "schema", "figures", "broker"]
+    assert list(found) == ["database", "schema", "figures", "broker", "anchors"]
     assert found["database"].state is State.OK
     assert found["figures"].state is State.DEGRADED
     assert "not read within" in found["figures"].says
@@ -610,15 +632,15 @@ def test_health_with_a_database_that_is_too_busy_to_tell(database: Database, set
 
 @pytest.mark.usefixtures("healthy")
 @pytest.mark.parametrize("url", ["redis+socket:///nonexistent/valkey.sock", "redis://:secret@127.0.0.1:1/0"])
-def test_health_without_a_broker(database_url: str, url: str) -> None:
-    found = lines(read({"AEGIS_DATABASE_URL": database_url, "AEGIS_BROKER_URL": url}))
+def test_health_without_a_broker(database_url: str, url: str, tmp_path: Path) -> None:
+    found = lines(read({"AEGIS_DATABASE_URL": database_url, "AEGIS_BROKER_URL": url, "AEGIS_HOME": str(tmp_path)}))
     assert list(found) == LINES
     assert found["broker"].state is State.DEGRADED
     assert "AEGIS_BROKER_URL" in found["broker"].remedy
     assert "nothing is lost meanwhile" in found["broker"].remedy
     assert "secret" not in found["broker"].says + found["broker"].remedy
     assert worst(list(found.values())) is State.DEGRADED
-    assert {check.state for name, check in found.items() if name != "broker"} == {State.OK}
+    assert {check.state for name, check in found.items() if name not in {"broker", *OWNER}} == {State.OK}
 
 
 def test_health_without_anything(tmp_path: Path) -> None:
@@ -627,6 +649,7 @@ def test_health_without_anything(tmp_path: Path) -> None:
     assert {name: check.state for name, check in found.items()} == {
         "database": State.DOWN,
         "broker": State.DEGRADED,
+        "anchors": State.WARNING,
     }
 
 

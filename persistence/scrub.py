@@ -1,0 +1,80 @@
+"""How far the verification of everything in turn is; one row, that any number of processes may move on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import Connection, func, select, text, update
+
+from .models import ScrubRow, TransitionRow
+
+# What people are told; `aegis verify --all` tells all of it.
+_MOST_FINDINGS: Final = 20
+
+# -1 before the first ANALYZE.
+_ABOUT: Final = text("SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = CAST(:name AS regclass)")
+_S: Final = ScrubRow.__table__.c
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scrub:
+    """How far it is: up to ``place`` in this round; ``finished_at`` and ``took_from`` are of the last whole one."""
+
+    started_at: datetime
+    place: str
+    verified: int
+    found: tuple[str, ...]
+    finished_at: datetime | None
+    took_from: datetime | None
+    covered: int
+    findings: tuple[str, ...]
+
+
+def state(connection: Connection) -> Scrub:
+    """Return how far it is."""
+    row = connection.execute(select(ScrubRow.__table__)).one()
+    return Scrub(
+        started_at=row.started_at,
+        place=row.place,
+        verified=row.verified,
+        found=tuple(row.found),
+        finished_at=row.finished_at,
+        took_from=row.took_from,
+        covered=row.covered,
+        findings=tuple(row.findings),
+    )
+
+
+def transitions(connection: Connection) -> int:
+    """Return about how many transitions there are, as the database's statistics have it; none are counted."""
+    return int(connection.execute(_ABOUT, {"name": TransitionRow.__tablename__}).scalar_one())
+
+
+def move_on(connection: Connection, before: Scrub, place: str, verified: int, found: Sequence[str]) -> bool:
+    """Note what was verified since; False if another process has moved on in the meantime."""
+    told = [*before.found, *found][:_MOST_FINDINGS]
+    changes = {"place": place, "verified": before.verified + verified, "found": told}
+    return _change(connection, before, changes)
+
+
+def finish(connection: Connection, before: Scrub, verified: int, found: Sequence[str]) -> bool:
+    """Note that the round is over, and begin the next; False if another process did."""
+    changes = {
+        "finished_at": func.clock_timestamp(),
+        "took_from": before.started_at,
+        "covered": before.verified + verified,
+        "findings": [*before.found, *found][:_MOST_FINDINGS],
+        "started_at": func.clock_timestamp(),
+        "place": "",
+        "verified": 0,
+        "found": [],
+    }
+    return _change(connection, before, changes)
+
+
+def _change(connection: Connection, before: Scrub, changes: dict[str, object]) -> bool:
+    unmoved = (_S.started_at == before.started_at, _S.place == before.place)
+    return connection.execute(update(ScrubRow).where(*unmoved).values(changes)).rowcount == 1
