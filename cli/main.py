@@ -38,6 +38,7 @@ _COMMANDS: Final = {
     "prune": "removing",
     "purge": "removing",
     "health": "health",
+    "metrics": "metrics",
     "keys": "keys",
     "db": "db",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -22,6 +22,9 @@ from ..persistence.database import Database
 from ..tasks.scrub import sources
 from .connect import database
 from .output import EXIT_ERROR, EXIT_NO, EXIT_OK, Output, json_option
+
+# Of fewer, the time is that of the connections.
+_WORTH_A_RATE: Final = 1000
 
 
 @click.command("verify")
@@ -118,7 +121,8 @@ def _how(report: Report) -> Iterator[str]:
         )
     if not report.witnesses and not report.problems:
         yield "  compared with no anchors: there are none yet"
-    yield f"  {report.seconds:.2f} s, {_rate(report):,} transitions/s"
+    if report.transitions >= _WORTH_A_RATE:
+        yield f"  {report.seconds:.2f} s, {_rate(report):,} transitions/s"
 
 
 @contextmanager

@@ -77,7 +77,8 @@ class Finding:
             place += f", transition {self.seq}"
         elif self.log_index is not None:
             place += f", entry {self.log_index}"
-        return f"{place}: {self.code}: expected {self.expected}, found {self.actual}"
+        expected, actual = ("nothing" if each is None else each for each in (self.expected, self.actual))
+        return f"{place}: {self.code}: expected {expected}, found {actual}"
 
 
 @dataclass(frozen=True, kw_only=True)

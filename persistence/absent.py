@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, and_, func, select
 
 from ..core.canonical import Json, is_canonical, load
+from ..core.errors import NotCanonical
 from ..core.finding import Code, Finding
 from ..core.names import SYSTEM
 from ..core.removal import removals_digest
@@ -61,7 +62,7 @@ class Records:
 def _and(before: Removed, row: Any) -> Removed:
     if row.kind == "purged":
         return Removed(
-            pruned_through=before.pruned_through, purged_through=row.through_seq, purged_head=bytes(row.head)
+            pruned_through=before.pruned_through, purged_through=row.through_seq, purged_head=bytes(row.head or b"")
         )
     return Removed(
         pruned_through=max(before.pruned_through, row.through_seq),
@@ -97,7 +98,15 @@ def _digests(connection: Connection, seqs: Collection[int] | None) -> Iterator[t
         event, body = listed[0][1], listed[0][2]
         removed = [(row[3], row[4], row[5], None if row[6] is None else bytes(row[6])) for row in listed if row[3]]
         fits = bool(removed) and all(kind == event for _, kind, _, _ in removed)
-        yield seq, _committed(body), removals_digest(removed).hex() if fits else None
+        yield seq, _committed(body), _digest(removed) if fits else None
+
+
+def _digest(removed: list[tuple[str, str, int, bytes | None]]) -> str | None:
+    """Return the digest of rows; None if there can be none, as nobody can have committed to them."""
+    try:
+        return removals_digest(removed).hex()
+    except NotCanonical:
+        return None
 
 
 def _committed(body: Any) -> str | None:

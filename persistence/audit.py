@@ -85,7 +85,7 @@ class Page:
                 state=row.state,
                 status=row.status,
                 seq=row.seq,
-                head=bytes(row.head),
+                head=bytes(row.head or b""),
             )
         for row in connection.execute(_more_checkpoints(span)):
             page.more[row.workflow_id].append(
@@ -93,9 +93,9 @@ class Page:
                     workflow_id=row.workflow_id,
                     seq=row.seq,
                     number=row.number,
-                    body=bytes(row.body),
-                    salt=bytes(row.salt),
-                    commitment=bytes(row.commitment),
+                    body=bytes(row.body or b""),
+                    salt=bytes(row.salt or b""),
+                    commitment=bytes(row.commitment or b""),
                 )
             )
         for row in connection.execute(_more_payloads(span)):

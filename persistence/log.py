@@ -234,6 +234,21 @@ def keep_anchor(connection: Connection, head: LogHead, note: str) -> None:
     connection.execute(insert(AnchorRow).values(row))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Anchored:
+    """What the database has of the newest anchor."""
+
+    size: int
+    at: datetime
+
+
+def last_anchored(connection: Connection) -> Anchored | None:
+    """Return what the newest anchor was about; None if none was ever written."""
+    query = select(AnchorRow.size, AnchorRow.at).order_by(AnchorRow.id.desc()).limit(1)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else Anchored(size=row.size, at=row.at)
+
+
 def places(connection: Connection, workflow_id: str) -> dict[int, tuple[int, bytes]]:
     """Return the places of a workflow's transitions in the log, and the hashes that stand there, by seq."""
     rows = connection.execute(

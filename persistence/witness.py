@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeAlias
 
-from sqlalchemy import BigInteger, Connection, Text, cast, func, or_, select
+from sqlalchemy import BigInteger, Connection, Text, cast, func, literal, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from ..core.anchor import Entry
-from ..core.finding import Code, Finding
+from ..core.finding import Code, Finding, Severity
 from ..core.merkle import leaf_hash, root_of
 from ..core.verify import NOTHING_REMOVED
 from . import bulk, log
@@ -29,6 +29,7 @@ _BITS: Final = 8
 # More levels than any log of 64-bit indexes has.
 _MOST_LEVELS: Final = 7
 _MOST_TOLD: Final = 100
+_LARGEST: Final = 2**63 - 1
 
 _T: Final = TransitionRow.__table__.c
 _L: Final = LogRow.__table__.c
@@ -91,13 +92,19 @@ def compare(
 
 def of_its_state(connection: Connection, found: log.LogState) -> Iterator[Finding]:
     """Tell where what is said of the log is not so: what comes next would get the wrong place, or none at all."""
-    size: int = connection.execute(select(func.coalesce(func.max(_L.log_index) + 1, 0))).scalar_one()
+    size = _size(connection)
     if found.size != size:
         yield _of_the_log(size, f"a log of {size} entries", f"a state that speaks of {found.size}")
     newest = cast(cast(func.pg_snapshot_xmax(func.pg_current_snapshot()), Text), BigInteger)
     next_transaction: int = connection.execute(select(newest)).scalar_one()
-    if found.horizon > next_transaction and not log.is_elsewhere(connection, found):
-        yield _of_the_log(None, f"a horizon up to {next_transaction}", f"one of {found.horizon}")
+    horizon: int | None = found.horizon  # whoever owns the table can have it hold nothing
+    if horizon is None or (horizon > next_transaction and not log.is_elsewhere(connection, found)):
+        yield _of_the_log(None, f"a horizon up to {next_transaction}", f"one of {horizon}")
+
+
+def _size(connection: Connection) -> int:
+    newest: int | None = connection.execute(select(func.max(_L.log_index))).scalar_one()
+    return 0 if newest is None else newest + 1
 
 
 def _read(connection: Connection, start: int) -> tuple[dict[int, Entry], set[int]]:
@@ -125,7 +132,7 @@ def logged(connection: Connection, start: int, end: int) -> dict[int, Entry]:
     rows = connection.execute(
         select(_L.log_index, _L.workflow_id, _L.seq, _L.hash).where(_L.log_index >= start, _L.log_index < end)
     )
-    return {row[0]: Entry(workflow_id=row[1], seq=row[2], hash=bytes(row[3])) for row in rows}
+    return {row[0]: Entry(workflow_id=row[1], seq=row[2], hash=bytes(row[3] or b"")) for row in rows}
 
 
 def _next_after(connection: Connection, start: int) -> int | None:
@@ -143,13 +150,12 @@ def _holes(start: int, outside: Mapping[int, Entry], inside: Mapping[int, Entry]
 
 def _nodes_without_leaves(connection: Connection) -> Iterator[Finding]:
     """Tell of nodes that are kept over leaves that are not there: the log would trip over them when it gets there."""
-    size = select(func.coalesce(func.max(_L.log_index) + 1, 0)).scalar_subquery()
-    whole = size.op(">>")(NodeRow.level * _BITS)
+    whole = literal(min(_size(connection), _LARGEST), BigInteger).op(">>")(NodeRow.level * _BITS)
     beyond = or_(~NodeRow.level.between(1, _MOST_LEVELS), NodeRow.number < 0, NodeRow.number >= whole)
     kept = select(NodeRow.level, NodeRow.number, NodeRow.hash).where(beyond).order_by(NodeRow.level, NodeRow.number)
     for row in connection.execute(kept.limit(_MOST_TOLD)):
         index = row.number * _WIDTH**row.level if 1 <= row.level <= _MOST_LEVELS else None
-        yield _of_the_log(index, None, f"node {row.number} of level {row.level} {bytes(row.hash).hex()}")
+        yield _of_the_log(index, None, f"node {row.number} of level {row.level} {bytes(row.hash or b'').hex()}")
 
 
 class _Nodes:
@@ -198,7 +204,7 @@ class _Nodes:
                     NodeRow.level == level, NodeRow.number >= min(numbers), NodeRow.number <= max(numbers)
                 )
             )
-            kept |= {(level, row[0]): bytes(row[1]) for row in rows}
+            kept |= {(level, row[0]): bytes(row[1] or b"") for row in rows}
         return kept
 
 
@@ -215,10 +221,12 @@ def judge(connection: Connection, places: Sequence[Place], records: Records) -> 
         entry = place.entry
         assert entry is not None, "a place is known by what stands there"  # noqa: S101
         found = stored.get((entry.workflow_id, entry.seq))
-        if found is None:
-            if tell is not None and (finding := tell(place.index, entry)) is not None:
-                yield finding
-        elif found != entry.hash:
+        finding = tell(place.index, entry) if found is None and tell is not None else None
+        if finding is not None:
+            yield finding
+            if finding.severity is Severity.FAILURE and place.logged is None:
+                continue  # its place went with it: that is told already
+        elif found is not None and found != entry.hash:
             code = Code.LOG_INCONSISTENT if place.anchored is None else Code.ANCHOR_MISMATCH
             yield _of(entry, code, entry.hash.hex(), found.hex(), place.index)
         if place.anchored is not None and place.logged != place.anchored:
@@ -241,7 +249,7 @@ def _hashes(connection: Connection, keys: Sequence[Key]) -> dict[Key, bytes]:
             (_T.workflow_id == wanted.c.workflow_id) & (_T.seq == wanted.c.seq),
         )
     )
-    return {(row[0], row[1]): bytes(row[2]) for row in rows}
+    return {(row[0], row[1]): bytes(row[2] or b"") for row in rows}
 
 
 class _Lost:

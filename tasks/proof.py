@@ -30,9 +30,10 @@ _PATIENCE: Final = 0.7
 def chains(found: Vitals, settings: Settings) -> Check:
     """Judge the histories: the newest, which were just verified, and all, as the scrubber has come to know them."""
     scrub = found.scrub
-    broken = [*found.broken, *scrub.found, *scrub.findings]
+    broken = list(dict.fromkeys([*found.broken, *scrub.found, *scrub.findings]))
     if broken:
-        return down("chains", broken[0], "history was changed: see `aegis verify --all`")
+        more = f"; and {len(broken) - 1} more" if len(broken) > 1 else ""
+        return down("chains", f"{broken[0]}{more}", "history was changed: see `aegis verify --all`")
     part = f"{coverage(found, settings):.0%} verified in the last {_within(settings)}"
     says = f"the {found.sampled} newest are intact, {part}"
     since = scrub.started_at if scrub.took_from is None else scrub.took_from
