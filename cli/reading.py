@@ -67,7 +67,7 @@ def show_command(out: Output, workflow_id: str, at: str | None) -> None:
         console.print()
         console.print(table(("seq", "at", "event", "to", "attempt", "actor"), map(_step, links)))
         console.print()
-        erased = " erased: `aegis history` says why" if data is None else ""
+        erased = f"{' ' if seq is None else '; '}erased: `aegis history` says why" if data is None else ""
         console.print(f"[bold]data[/bold]{'' if seq is None else _then(links, seq)}{erased}")
         if data is not None:
             console.print(Text(json.dumps(data, ensure_ascii=False, indent=2)))

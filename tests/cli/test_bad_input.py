@@ -216,7 +216,11 @@ def test_workflows_that_cannot_be_loaded_are_named_with_their_line(
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("AEGIS_DATABASE_URL", "mysql://root:hush@db/aegis", ("AEGIS_DATABASE_URL=mysql://root:***@db/aegis", "postgr")),
+        (
+            "AEGIS_DATABASE_URL",
+            "mysql://root:hush@db/aegis",
+            ("AEGIS_DATABASE_URL=mysql://root:***@db/aegis", "postgr"),
+        ),
         ("AEGIS_BROKER_URL", "amqp://guest:hush@mq", ("AEGIS_BROKER_URL=amqp://guest:***@mq", "redis://")),
         ("AEGIS_DATABASE_URL", "", ("AEGIS_DATABASE_URL", "set both, or neither")),
         ("AEGIS_SWEEP_INTERVAL", "soon", ("AEGIS_SWEEP_INTERVAL=soon", "number")),

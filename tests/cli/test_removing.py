@@ -96,10 +96,14 @@ def test_erase_leaves_a_history_without_data(aegis: CommandLine, living: Deploym
     assert re.search(r"^4 .* erased +published +1 +user:", plain.stdout, re.MULTILINE)
     assert plain.stdout.splitlines()[-1] == "data erased: `aegis history` says why"
     told = as_json.document()
-    assert set(told) == {"workflow", "timeline", "data"}
-    assert (told["data"], len(told["timeline"])) == (None, 5)
+    assert set(told) == {"workflow", "timeline", "seq", "data"}
+    assert (told["data"], told["seq"], len(told["timeline"])) == (None, 4, 5)
     at_seq_0 = aegis("show", "erased", "--at", "0")
-    assert (at_seq_0.status, at_seq_0.stdout.splitlines()[-1]) == (0, "data at seq 0 erased: `aegis history` says why")
+    assert at_seq_0.status == 0
+    assert re.fullmatch(
+        r"data at seq 0: state draft, since .* by created; erased: `aegis history` says why",
+        at_seq_0.stdout.splitlines()[-1],
+    )
     links = aegis("history", "erased", "--json").document()
     assert [link["payload"] for link in links] == [
         *[None] * 4,

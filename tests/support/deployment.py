@@ -44,6 +44,7 @@ class Deployment:
         self.environment = {
             **QUICK,
             "AEGIS_DATABASE_URL": database_url,
+            "AEGIS_HOME": str(folder / "home"),  # keys and anchors of its own
             "AEGIS_BROKER_URL": broker_url,
             "AEGIS_BROKER_PREFIX": f"{folder.name}:",
             "AEGIS_WORKFLOWS": "fault_workflows,fault_points",

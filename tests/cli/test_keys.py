@@ -1,0 +1,197 @@
+"""Keys, anchors and verification at the command line: what an operator and an auditor do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg2
+import pytest
+from command_line import CommandLine
+from deployment import Deployment
+from local_engine import eventually
+
+
+@pytest.fixture
+def lone(idle: Deployment, tmp_path: Path) -> CommandLine:
+    """The command line with a home of its own, where there are no keys yet."""
+    return CommandLine({**idle.environment, "AEGIS_HOME": str(tmp_path / "home")}, tmp_path)
+
+
+def keys(aegis: CommandLine) -> list[tuple[str, bool]]:
+    found = aegis("keys", "list", "--json").document()["keys"]
+    return [(key["kind"], key["active"]) for key in found]
+
+
+# --- keys -----------------------------------------------------------------------------------
+
+
+def test_keys_are_made_once_and_rotated_after_that(lone: CommandLine, tmp_path: Path) -> None:
+    assert lone("keys", "list").stdout.startswith("no keys in ")
+    for kind in ("anchor", "mac"):
+        assert f"no key for {kind} yet" in lone("keys", "rotate", kind).complaint()
+        assert lone("keys", "new", kind).status == 0
+        assert f"there is a key for {kind} already" in lone("keys", "new", kind).complaint()
+        assert lone("keys", "rotate", kind).status == 0
+    assert keys(lone) == [("anchor", False), ("anchor", True), ("mac", False), ("mac", True)]
+    for path in (tmp_path / "home" / "keys").glob("*.key"):
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert re.findall(
+        r"^(anchor|mac) +[0-9a-f]{8} .* (active|verifies)", lone("keys", "list").stdout, re.MULTILINE
+    ) == [
+        ("anchor", "verifies"),
+        ("anchor", "active"),
+        ("mac", "verifies"),
+        ("mac", "active"),
+    ]
+
+
+def test_a_new_key_says_what_has_to_be_done_with_it(lone: CommandLine) -> None:
+    anchor = lone("keys", "new", "anchor", "--name", "aegis.example/ops")
+    assert re.search(r"^  aegis\.example/ops\+[0-9a-f]{8}\+\S+$", anchor.stdout, re.MULTILINE)
+    mac = lone("keys", "new", "mac", "--grace", "60")
+    assert re.search(r"within (60|59) s: ", mac.stdout)
+    shown = lone("keys", "list", "--json").document()
+    public = shown["keys"][0]["public"]
+    assert public in anchor.stdout
+    assert "secret" not in json.dumps(shown)
+    assert "private" not in json.dumps(shown)
+
+
+def test_the_key_of_anchors_is_named_after_the_deployment(lone: CommandLine, idle: Deployment) -> None:
+    made = lone("keys", "new", "anchor", "--json").document()
+    connection = psycopg2.connect(idle.environment["AEGIS_DATABASE_URL"])
+    cursor = connection.cursor()
+    cursor.execute("SELECT name FROM aegis_deployment")
+    assert made["public"].startswith(f"{cursor.fetchone()[0]}+")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("keys", "new"), "anchor, mac"),
+        (("keys", "new", "house"), "'house' is not one of 'anchor', 'mac'"),
+        (("keys", "new", "mac", "--grace", "-1"), "--grace"),
+        (("keys", "new", "anchor", "--name", "white space"), "white space"),
+        (("keys", "new", "anchor", "--name", "a+b"), "plus"),
+    ],
+)
+def test_what_is_no_key_is_refused(lone: CommandLine, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    assert said in lone(*arguments).complaint()
+    assert list((tmp_path / "home").rglob("*.key")) == []
+
+
+def test_a_key_that_others_can_read_is_refused(lone: CommandLine, tmp_path: Path) -> None:
+    assert lone("keys", "new", "mac").status == 0
+    (path,) = (tmp_path / "home" / "keys").glob("mac-*.key")
+    path.chmod(0o644)
+    for command in (("keys", "list"), ("verify", "--all"), ("start", "Steps")):
+        line = lone(*command).complaint()
+        assert path.name in line
+        assert "others can read it" in line
+
+
+# --- what an operator and an auditor see ----------------------------------------------------
+
+
+@pytest.fixture
+def anchored(deploy: Callable[..., Deployment], tmp_path: Path) -> tuple[Deployment, CommandLine]:
+    """A deployment whose transitions carry codes, and are anchored within seconds."""
+    deployment = deploy(AEGIS_ANCHOR_INTERVAL="1", AEGIS_SCRUB_WITHIN="60")
+    aegis = CommandLine(deployment.environment, tmp_path)
+    assert aegis("keys", "new", "anchor").status == 0
+    assert aegis("keys", "new", "mac", "--grace", "0").status == 0
+    deployment.beat()
+    deployment.worker()
+    assert aegis("start", "Steps", "--id", "p").status == 0
+    deployment.await_status("p", "completed")
+    length = deployment.engine.describe("p").seq + 1
+    eventually("it is anchored", lambda: witness(aegis)["anchored"] >= length)
+    return deployment, aegis
+
+
+def witness(aegis: CommandLine) -> dict[str, int]:
+    found = aegis("verify", "p", "--json").document()["anchors"]
+    return found[0] if found else {"anchored": 0, "entries": 0}
+
+
+def test_whatever_is_done_to_the_database_the_anchors_tell(anchored: tuple[Deployment, CommandLine]) -> None:
+    deployment, aegis = anchored
+    told = aegis("verify", "--all", "--json").document()
+    assert (told["valid"], told["counts"]) == (True, {})
+    assert told["anchors"][0]["entries"] >= told["transitions"]
+    connection = psycopg2.connect(deployment.environment["AEGIS_DATABASE_URL"])
+    cursor = connection.cursor()
+    cursor.execute("SELECT bool_and(mac IS NOT NULL) FROM aegis_transition WHERE seq > 0")
+    assert cursor.fetchone() == (True,)
+    connection.rollback()
+    health = {check["name"]: check for check in aegis("health", "--json").document()["checks"]}
+    assert health["anchors"]["state"] == "ok"
+    assert health["mac"]["state"] == "ok"
+
+    cursor.execute("SET session_replication_role = replica")
+    for table in ("workflow", "transition", "checkpoint", "payload", "log"):
+        column = "id" if table == "workflow" else "workflow_id"
+        cursor.execute(f"DELETE FROM aegis_{table} WHERE {column} = 'p'")  # noqa: S608 - names of ours
+    connection.commit()
+    connection.close()
+    plain, as_json = aegis.both("verify", "--all")
+    assert (plain.status, as_json.status) == (1, 1)
+    found = as_json.document()["findings"]
+    lost = [(each["seq"], each["code"]) for each in found if each["workflow_id"] == "p"]
+    assert lost == [(seq, "MISSING_WORKFLOW") for seq in range(len(lost))]
+    assert len(lost) == told["transitions"]
+    assert "TAMPERED WITH: p" in plain.stdout
+    assert aegis("verify", "p").status == 1
+    # The scrubber comes to it by itself, and health says so.
+    eventually("the scrubber finds it", lambda: "history was changed" in aegis("health").stdout)
+    assert re.search(r"^aegis_scrub_findings [1-9]", aegis("metrics").stdout, re.MULTILINE)
+
+
+def test_who_verifies_needs_no_more_than_the_public_keys(
+    anchored: tuple[Deployment, CommandLine], tmp_path: Path
+) -> None:
+    deployment, aegis = anchored
+    home = Path(deployment.environment["AEGIS_HOME"])
+    trusted = tmp_path / "trusted"
+    trusted.write_text("# ours\n" + "".join(path.read_text() for path in (home / "keys").glob("*.vkey")))
+    elsewhere = {
+        "AEGIS_HOME": str(tmp_path / "auditor"),
+        "AEGIS_ANCHORS": str(home / "anchors" / "anchors.jsonl"),
+        "AEGIS_TRUSTED_KEYS": str(trusted),
+    }
+    assert aegis("verify", "--all", **elsewhere).status == 0
+    nobody = aegis("verify", "--all", **{**elsewhere, "AEGIS_TRUSTED_KEYS": str(tmp_path / "nothing")})
+    assert nobody.status == 2
+    assert "no key is trusted here" in nobody.stdout
+    other = tmp_path / "other"
+    assert aegis("keys", "new", "anchor", "--name", "eve", AEGIS_HOME=str(other)).status == 0
+    stranger = aegis("verify", "--all", **{**elsewhere, "AEGIS_TRUSTED_KEYS": str(other / "keys")})
+    assert stranger.status == 1
+    assert "SIGNATURE_INVALID" in stranger.stdout
+
+
+# --- earlier states -------------------------------------------------------------------------
+
+
+def test_show_at_a_transition_and_at_a_time(anchored: tuple[Deployment, CommandLine]) -> None:
+    _, aegis = anchored
+    links = aegis("history", "p", "--json").document()
+    for link in links:
+        by_seq = aegis("show", "p", "--at", str(link["seq"]), "--json").document()
+        by_time = aegis("show", "p", "--at", link["at"], "--json").document()
+        assert by_seq["data"]["state"] == link["to_state"]
+        assert (by_seq["seq"], by_seq["data"]) == (by_time["seq"], by_time["data"])
+    first = datetime.fromisoformat(links[0]["at"])
+    assert "is before" in aegis("show", "p", "--at", (first - timedelta(days=1)).isoformat()).complaint()
+    later = aegis("show", "p", "--at", (datetime.now(UTC) + timedelta(days=1)).isoformat(), "--json").document()
+    assert later["seq"] == links[-1]["seq"]
+
+
+@pytest.mark.parametrize("given", ["", "x", "-1", "1.5", "²", "2026-13-01", "24:00", "99999-01-01", "nan"])
+def test_a_time_that_is_none_is_refused(aegis: CommandLine, given: str) -> None:
+    assert "--at" in aegis("show", "nobody", "--at", given).complaint()
