@@ -27,7 +27,7 @@ def main() -> None:
         plan,
         settings(),
         tell=lambda line: console.print(told(time.monotonic() - began, line), no_wrap=True, overflow="ellipsis"),
-        watch=lambda *_: None,
+        show=lambda *_: None,
     )
     render(console, plan, report, time.monotonic() - began)
     Path(__file__).with_name("demo.svg").write_text(console.export_svg(title="aegis demo"))
