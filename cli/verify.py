@@ -120,7 +120,8 @@ def _how(report: Report) -> Iterator[str]:
             f"whose newest anchor is of {witness.anchored_at}"
         )
     if not report.witnesses and not report.problems:
-        yield "  compared with no anchors: there are none yet"
+        why = "there are none yet" if settings().anchor_places else "AEGIS_ANCHORS is none"
+        yield f"  compared with no anchors: {why}"
     if report.transitions >= _WORTH_A_RATE:
         yield f"  {report.seconds:.2f} s, {_rate(report):,} transitions/s"
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session as Session  # noqa: PLC0414 - for those who may not import SQLAlchemy
 
 from ..config.settings import safe_url
-from ..core.errors import DatabaseUnavailable, InvalidHandlerResult
+from ..core.errors import ConfigurationError, DatabaseUnavailable, InvalidHandlerResult
 from .statements import Hot
 
 # A server that shuts down, was demoted, or is not up yet: SQLAlchemy takes only some of these for
@@ -155,6 +155,9 @@ class Database:
         try:
             yield
         except (DBAPIError, PoolTimeout) as error:
+            if is_forbidden(error):
+                remedy = "grant its user aegis_app, or name another"
+                raise ConfigurationError(f"AEGIS_DATABASE_URL={self.url}", reason_of(error), remedy) from error
             if not (is_unavailable(error) or also(error)):
                 raise
             raise DatabaseUnavailable(self.url, reason_of(error)) from error
@@ -263,6 +266,12 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, psycopg2.OperationalError) and (
         error.pgcode is None or error.pgcode in _GONE or error.pgcode.startswith(_AWAY)
     )
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether our user has no right to what was asked."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(original, "pgcode", None) == errorcodes.INSUFFICIENT_PRIVILEGE
 
 
 def is_transient(error: BaseException) -> bool:

@@ -204,7 +204,7 @@ class _Anchor:
         ).one_or_none()
         tree = Tree(connection)
         if found is not None and tree.root(found.size) != bytes(found.root):
-            problem = "it is not what was anchored; `aegis verify --all` tells more"
+            problem = "it is not what was anchored"
             raise LogBroken(found.size, problem)
         size = 0 if found is None else found.size
         logged = {seq: index for seq, (index, _) in places(connection, workflow_id).items() if index < size}

@@ -101,7 +101,8 @@ def _ping(url: str) -> None:
         Connection(url, transport_options={"socket_timeout": _PATIENCE}).connect()
         return
     client = Redis.from_url(
-        url.replace("redis+socket://", "unix://"),
+        # kombu calls the number of the database by another name.
+        url.replace("redis+socket://", "unix://").replace("virtual_host=", "db="),
         retry=Retry(NoBackoff(), 0),
         socket_timeout=_PATIENCE,
         socket_connect_timeout=_PATIENCE,

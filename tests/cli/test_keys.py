@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from command_line import CommandLine
 from deployment import Deployment
 from local_engine import eventually
+from private_servers import PrivatePostgres
 
 
 @pytest.fixture
@@ -173,6 +175,25 @@ def test_who_verifies_needs_no_more_than_the_public_keys(
     stranger = aegis("verify", "--all", **{**elsewhere, "AEGIS_TRUSTED_KEYS": str(other / "keys")})
     assert stranger.status == 1
     assert "SIGNATURE_INVALID" in stranger.stdout
+
+
+def test_who_may_only_read_verifies_and_is_refused_the_rest_in_one_line(
+    idle: Deployment, tmp_path: Path, postgres: PrivatePostgres
+) -> None:
+    user = f"reader_{secrets.token_hex(4)}"
+    postgres.execute(f"CREATE ROLE {user} LOGIN IN ROLE aegis_auditor")
+    try:
+        url = idle.environment["AEGIS_DATABASE_URL"].replace("aegis@", f"{user}@", 1)
+        reader = CommandLine({**idle.environment, "AEGIS_DATABASE_URL": url}, tmp_path)
+        assert reader("verify", "--all").status == 0
+        assert reader("list").status == 0
+        for command in (("start", "Steps"), ("erase", "nobody", "--reason", "r"), ("prune", "--keep", "1")):
+            line = reader(*command).complaint()
+            assert "permission denied" in line or "no workflow" in line
+            assert "aegis_app" in line or "no workflow" in line
+            assert "fault of AEGIS" not in line
+    finally:
+        postgres.execute(f"DROP ROLE {user}")
 
 
 # --- earlier states -------------------------------------------------------------------------
