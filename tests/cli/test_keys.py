@@ -187,7 +187,7 @@ def test_who_may_only_read_verifies_and_is_refused_the_rest_in_one_line(
         reader = CommandLine({**idle.environment, "AEGIS_DATABASE_URL": url}, tmp_path)
         assert reader("verify", "--all").status == 0
         assert reader("list").status == 0
-        for command in (("start", "Steps"), ("erase", "nobody", "--reason", "r"), ("prune", "--keep", "1")):
+        for command in (("start", "Steps"), ("erase", "nobody", "--reason", "r"), ("cancel", "nobody")):
             line = reader(*command).complaint()
             assert "permission denied" in line or "no workflow" in line
             assert "aegis_app" in line or "no workflow" in line
