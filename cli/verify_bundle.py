@@ -679,7 +679,7 @@ class Verification:
     # --- the chain
 
     def _chain(self) -> None:
-        self._listed: dict[int, set[str]] = {}
+        self._listed: dict[int, list[str]] = {}
         self._erased, self._status = -1, ""
         missing: list[tuple[int, str]] = []
         for seq in sorted(self.transitions):
@@ -771,7 +771,7 @@ class Verification:
     def _event(self, seq: int, envelope: Members, said: Members) -> None:
         """Note what a transition says of others: which checkpoints were made, what was erased, how it stands."""
         listed = said.get("progress")
-        self._listed[seq - 1] = {one for one in listed if isinstance(one, str)} if isinstance(listed, list) else set()
+        self._listed[seq - 1] = [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else []
         event, through, status = envelope["event"], said.get("through"), said.get("status")
         if event == "erased" and isinstance(through, int) and _is_count(through):
             self._erased = max(self._erased, min(through, seq - 1))
@@ -789,10 +789,10 @@ class Verification:
 
     def _between(self) -> None:
         """Check the checkpoints between transitions: the next one lists each, and each that is listed is there."""
-        there = set()
-        for one in self.file.checkpoints:
+        there: dict[int, list[str]] = {}
+        for one in sorted(self.file.checkpoints, key=lambda one: one["number"]):
             seq, commitment = one["seq"], tagged("checkpoint", _salted(one, "checkpoint"))
-            there.add((seq, commitment))
+            there.setdefault(seq, []).append(commitment)
             self._body(seq, one["checkpoint"])
             if seq > self.head["seq"]:
                 self._found(seq, "CHECKPOINT_MISMATCH", "nothing", f"a checkpoint after transition {seq}")
@@ -800,9 +800,12 @@ class Verification:
                 self._found(seq, "CHECKPOINT_MISMATCH", "one that the next transition lists", commitment)
         for seq, listed in self._listed.items():
             lost = any(seq < other for other in self.file.lost)
-            for commitment in sorted(listed):
-                if (seq, commitment) not in there and seq > max(self._erased, self._pruned) and not lost:
+            kept = there.get(seq, [])
+            for commitment in listed:
+                if commitment not in kept and seq > max(self._erased, self._pruned) and not lost:
                     self._found(seq, "CHECKPOINT_MISMATCH", commitment, "nothing")
+            if [one for one in listed if one in kept] != [one for one in kept if one in listed]:
+                self._found(seq, "CHECKPOINT_MISMATCH", "the order of the next transition's list", "another")
 
     def _row(self) -> None:
         """Check that the head says of the workflow what its last transition says."""

@@ -236,8 +236,9 @@ class Audit:
     def _engine_event(self, row: StoredTransition, envelope: Mapping[str, Json], payload: Json) -> None:
         """Take note of what the engine's own events say of the status, and of the history before them."""
         said = payload if isinstance(payload, dict) else {}
-        event, status = envelope.get("event"), said.get("status")
-        self._status = ENGINE_EVENTS.get(str(event))
+        # As text: whoever edited it may have put anything there.
+        event, status = str(envelope.get("event")), said.get("status")
+        self._status = ENGINE_EVENTS.get(event)
         if event in _SAY_THE_STATUS and isinstance(status, str):
             self._status = status
         match event, said.get("through"), said.get("deployment"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
 import os
@@ -72,6 +73,9 @@ class ArchiveFile(Workflow, name="aegis.ArchiveFile"):
         part = archived.with_name(f"{archived.name}.{os.getpid()}.{ctx.attempt}.part")
         part.write_bytes(gzip.compress(Path(self.source).read_bytes(), compresslevel=6, mtime=0))
         part.replace(archived)
+        # Of attempts that were killed while they wrote.
+        for left in archived.parent.glob(f"{glob.escape(archived.name)}.*.part"):
+            left.unlink(missing_ok=True)
         self.archived_size = archived.stat().st_size
 
     @transition(Stage.COMPRESSED, Stage.COMPARED, retry=Retry(max_attempts=50, delay=0.1))

@@ -73,21 +73,21 @@ class Chaos:
                         wound.healed_after = time.monotonic() - wound.at
 
     def _kill(self) -> bool:
-        # Only who is at work: a worker that is still starting has nothing to lose.
-        busy = [name for name in self.workers if self._in_hand(name)]
-        if not busy:
-            return False
-        name = self._random.choice(busy)
-        pid = self.supervisor.pid(name)
-        held = self._caught(name, pid)
-        if not held:
-            return False
+        # Who is at work first: a worker that is still starting has nothing to lose, and is only tried for a while.
+        drawn = self._random.sample(self.workers, len(self.workers))
+        for name in sorted(drawn, key=lambda each: not self._in_hand(each)):
+            pid = self.supervisor.pid(name)
+            if held := self._caught(name, pid):
+                self._killed(name, pid, held)
+                return True
+        return False
+
+    def _killed(self, name: str, pid: int, held: dict[str, int]) -> None:
         self.supervisor.kill(name)
         self.kills += 1
         healed = lambda connection: not ledger.still_in_hand(connection, held)  # noqa: E731 - it is kept
         self.wounds.append(Wound(what="kill", at=time.monotonic(), is_healed=healed))
         self.tell(f"{name} (pid {pid}) killed with {len(held)} workflow{'s' * (len(held) > 1)} in hand")
-        return True
 
     def _caught(self, name: str, pid: int) -> dict[str, int]:
         """Stop a worker while it has something in hand, and return that; nothing if it never has.
@@ -95,7 +95,12 @@ class Chaos:
         Its handlers take milliseconds: what was in hand when we asked is done when the signal comes.
         """
         # But not the process of its heartbeat, which has a session of its own and sees the worker out.
-        family = [psutil.Process(pid), *(one for one in psutil.Process(pid).children() if os.getsid(one.pid) == pid)]
+        family: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # killed before, and not started again yet
+            worker = psutil.Process(pid)
+            family = [worker, *(one for one in worker.children() if os.getsid(one.pid) == pid)]
+        if not family:
+            return {}
         for _ in range(_MOST_TRIES):
             _each(family, psutil.Process.suspend)
             if held := self._in_hand(name):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from deployment import Deployment
 
+from aegis.persistence.schema import wanted
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "aegis"
 
@@ -70,5 +72,5 @@ def test_the_wheel_runs_elsewhere(wheel: Path, tmp_path: Path, deployment: Deplo
             check=True,
         ).stdout
 
-    assert "0001" in aegis("db", "upgrade")
+    assert wanted() in aegis("db", "upgrade")
     assert aegis("list") == "no workflows\n"

@@ -476,7 +476,8 @@ def test_verify_counts_what_is_intact(aegis: CommandLine, living: Deployment) ->
     assert (told["valid"], told["tampered"], told["complete"], told["findings"]) == (True, False, True, [])
     assert told["verified"] == sql(living, "SELECT count(*) FROM aegis_workflow")[0][0]
     assert told["transitions"] == sql(living, "SELECT count(*) FROM aegis_transition")[0][0]
-    assert f"{told['verified']} histories, {told['transitions']} transitions: as committed" in plain.stdout
+    histories = "1 history" if told["verified"] == 1 else f"{told['verified']} histories"
+    assert f"{histories}, {told['transitions']} transitions: as committed" in plain.stdout
     one = aegis("verify", "intact", "--json").document()
     assert (one["valid"], one["verified"], one["findings"]) == (True, 1, [])
 

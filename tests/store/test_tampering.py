@@ -1,0 +1,1060 @@
+"""The table of edits, on a real database: each is found at its transition, by its name, and nobody else is accused.
+
+Where an edit cannot be found, because nothing outside of the database knew of the transition yet and
+no key vouches for it, that is what is asserted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import pytest
+from log_workbench import add, take_up_all
+from store_workflows import Letter
+from tampering import (
+    HISTORY,
+    LAST,
+    OTHER,
+    Found,
+    Reach,
+    Scene,
+    Scenes,
+    Stage,
+    anchor_now,
+    append,
+    at,
+    edit_envelope,
+    failures,
+    mend_row,
+    put_back,
+    rehash,
+    renumber,
+    restate,
+    swap,
+    write_checkpoint,
+)
+
+from aegis.core.canonical import canonical
+from aegis.core.chain import MacKey
+from aegis.core.errors import WorkflowNotFound
+from aegis.core.finding import Code
+from aegis.core.names import SYSTEM
+from aegis.core.removal import removals_digest
+from aegis.persistence.auditor import Auditor, Sources
+from aegis.persistence.database import Database
+from aegis.persistence.models import CheckpointRow, LogRow, LogStateRow, PayloadRow, TransitionRow
+
+Edit: TypeAlias = Callable[[Scene, int], object]
+
+HASH, PREV, HEAD, ROW = Code.HASH_MISMATCH, Code.PREV_MISMATCH, Code.HEAD_MISMATCH, Code.ROW_STATE_MISMATCH
+GAP, TWICE = Code.SEQ_GAP, Code.SEQ_DUPLICATE
+PAYLOAD, CHECKPOINT = Code.PAYLOAD_MISMATCH, Code.CHECKPOINT_MISMATCH
+NON_CANONICAL, WRONG, VERSION = Code.NON_CANONICAL, Code.WRONG_WORKFLOW, Code.UNKNOWN_VERSION
+MAC, ANCHOR, LOG = Code.MAC_INVALID, Code.ANCHOR_MISMATCH, Code.LOG_INCONSISTENT
+TRUNCATED, MISSING = Code.TRUNCATED, Code.MISSING_WORKFLOW
+LATER: Final = datetime(2100, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def scenes(shared_url: str, tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+    database = Database(shared_url.replace("postgresql://", "postgresql+psycopg2://"))
+    try:
+        return Scenes.prepare(database, tmp_path_factory.mktemp("outside"))
+    finally:
+        database.close()
+
+
+def keys(scene: Scene, keyed: Found) -> list[bool]:
+    """Whether to look with a key: without one, then with it; only with it where that must not make a difference."""
+    return [False, True] if keyed or scene.stage is Stage.LOGGED else [True]
+
+
+def assert_found(scene: Scene, workflow_id: str, unkeyed: Found, keyed: Found) -> None:
+    """An audit of everything, and one of this workflow, find exactly this, without a key and with it."""
+    for known in keys(scene, keyed):
+        expected = unkeyed | keyed if known else unkeyed
+        for report in (scene.all(keyed=known), scene.one(workflow_id, keyed=known)):
+            assert failures(report) == expected
+            assert report.tampered is bool(expected)
+            assert report.complete, report.problems
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_what_nobody_touched_is_in_order(scenes: Scenes, database: Database, stage: Stage) -> None:
+    scene = scenes.put_up(database, stage)
+    report = scene.all()
+    assert report.valid, report
+    assert (report.workflows, report.transitions) == (3, 12)
+    assert all(scene.one(workflow_id).valid for workflow_id in ("p", "q", "w"))
+
+
+# --- one transition, and what hangs on it -------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Something of one transition that can be edited, and what finds the bare edit of it."""
+
+    edit: Edit
+    bare: frozenset[Code]
+    columns: frozenset[str] = frozenset()
+    """The columns that it is about, as ``table.column``."""
+    in_the_row: bool = False
+    """Whether the workflow's row repeats it of the last transition."""
+
+
+def column(name: str, value: str, *, in_the_row: bool = False) -> Subject:
+    """An edit of a column that the envelope repeats."""
+    changed = f"UPDATE aegis_transition SET {name} = {value} WHERE workflow_id = 'p' AND seq = :seq"  # noqa: S608
+    return Subject(
+        edit=lambda scene, seq: scene.sql(changed, seq=seq),
+        bare=frozenset({HASH}),
+        columns=frozenset({f"aegis_transition.{name}"}),
+        in_the_row=in_the_row,
+    )
+
+
+def member(name: str, value: str, *, in_the_row: bool = False) -> Subject:
+    """An edit of something that only the envelope says."""
+    changed = (
+        "UPDATE aegis_transition SET envelope = convert_to(regexp_replace("  # noqa: S608
+        f'convert_from(envelope, \'UTF8\'), \'"{name}":"[^"]*"\', \'"{name}":"{value}"\'), \'UTF8\')'
+        " WHERE workflow_id = 'p' AND seq = :seq"
+    )
+    return Subject(
+        edit=lambda scene, seq: scene.sql(changed, seq=seq),
+        bare=frozenset({HASH}),
+        columns=frozenset({"aegis_transition.envelope"}),
+        in_the_row=in_the_row,
+    )
+
+
+def put_payload(scene: Scene, seq: int) -> None:
+    scene.sql(
+        """
+        INSERT INTO aegis_payload (workflow_id, seq, body, salt) VALUES ('p', :seq, :body, :salt)
+        ON CONFLICT (workflow_id, seq) DO UPDATE SET body = excluded.body
+        """,
+        seq=seq,
+        body=canonical({"forged": True}),
+        salt=OTHER,
+    )
+
+
+def take_payload(scene: Scene, seq: int) -> None:
+    """Take a payload away, or put an empty one where there was none."""
+    if not scene.sql("DELETE FROM aegis_payload WHERE workflow_id = 'p' AND seq = :seq", seq=seq):
+        scene.sql("INSERT INTO aegis_payload VALUES ('p', :seq, 'null', :salt)", seq=seq, salt=OTHER)
+
+
+def put_checkpoint(scene: Scene, seq: int) -> None:
+    body = canonical({"seq": seq, "state": {"address": "forged"}, "workflow_id": "p"})
+    write_checkpoint(scene, "p", seq, 0, body)
+
+
+def move_a_character(scene: Scene, seq: int) -> None:
+    scene.sql(
+        """
+        UPDATE aegis_transition SET event = left(event, -1), to_state = right(event, 1) || to_state
+        WHERE workflow_id = 'p' AND seq = :seq
+        """,
+        seq=seq,
+    )
+
+
+SUBJECTS: Final[dict[str, Subject]] = {
+    "event": column("event", "'forged'"),
+    "from_state": column("from_state", "'forged'"),
+    "to_state": column("to_state", "'forged'", in_the_row=True),
+    "actor": column("actor", "'user:eve'"),
+    "attempt": column("attempt", "attempt + 1"),
+    "at": column("at", "at + interval '1 microsecond'"),
+    "a character moved to the next field": Subject(edit=move_a_character, bare=frozenset({HASH}), in_the_row=True),
+    "type": member("type", "forged", in_the_row=True),
+    "definition": member("def", "sha256:" + "ab" * 32, in_the_row=True),
+    "payload": Subject(edit=put_payload, bare=frozenset({PAYLOAD}), columns=frozenset({"aegis_payload.body"})),
+    "no payload": Subject(edit=take_payload, bare=frozenset({PAYLOAD})),
+    "checkpoint": Subject(
+        edit=put_checkpoint,
+        bare=frozenset({CHECKPOINT}),
+        columns=frozenset({f"aegis_checkpoint.{name}" for name in ("body", "salt", "commitment")}),
+    ),
+}
+
+
+def expected_of(subject: Subject, seq: int, reach: Reach, stage: Stage) -> tuple[Found, Found]:
+    """What is found of an edit of ``p`` without a key, and what a key adds to that."""
+    rest = range(seq, LAST + 1)
+    row = at("p", [LAST], ROW) if subject.in_the_row and seq == LAST else set()
+    match reach:
+        case Reach.NONE:
+            # A row's state is compared with what the envelope says: only where that was edited do they differ.
+            edited = row if "aegis_transition.envelope" in subject.columns else set()
+            return at("p", [seq], *subject.bare) | edited, set()
+        case Reach.ROW:
+            return at("p", [seq], PREV if seq < LAST else HEAD, *_outside(reach, stage)) | row, at("p", [seq], MAC)
+        case _:
+            # Where nothing outside of the rows knows of it yet, only the codes find it.
+            return at("p", rest, *_outside(reach, stage)), at("p", rest, MAC)
+
+
+def _outside(reach: Reach, stage: Stage) -> set[Code]:
+    """What the log and the anchors say of a transition with another hash."""
+    match stage, reach:
+        case Stage.LOGGED, Reach.ROW | Reach.CHAIN:
+            return {LOG}
+        case Stage.ANCHORED, Reach.ROW | Reach.CHAIN:
+            return {ANCHOR}
+        case Stage.ANCHORED, Reach.LOG:
+            return {ANCHOR, LOG}
+        case _:
+            return set()
+
+
+def reaches(stage: Stage) -> list[Reach]:
+    return [reach for reach in Reach if reach is not Reach.LOG or stage is not Stage.FRESH]
+
+
+@pytest.mark.parametrize(("stage", "reach"), [(stage, reach) for stage in Stage for reach in reaches(stage)])
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_an_edit_of_a_transition_is_found_there_and_nowhere_else(
+    scenes: Scenes, database: Database, name: str, reach: Reach, stage: Stage
+) -> None:
+    subject = SUBJECTS[name]
+    for seq in (0, 2, LAST) if stage is not Stage.LOGGED else (2,):
+        scene = scenes.put_up(database, stage)
+        subject.edit(scene, seq)
+        rehash(scene, "p", seq, reach)
+        assert_found(scene, "p", *expected_of(subject, seq, reach, stage))
+
+
+# --- bytes that only the envelope has --------------------------------------------------------------
+
+
+def with_member(**changes: object) -> Callable[[bytes], bytes]:
+    return lambda envelope: canonical(json.loads(envelope) | changes)
+
+
+# What is done to the bytes, what says so of the transition itself, and whether the envelope can still be read.
+ENVELOPES: Final[dict[str, tuple[Callable[[bytes], bytes], set[Code], bool]]] = {
+    "1 becomes 1.0": (lambda e: e.replace(b'"attempt":1', b'"attempt":1.0'), {NON_CANONICAL}, False),
+    "blanks": (lambda e: e.replace(b'":', b'": '), {NON_CANONICAL}, False),
+    "a member twice": (lambda e: e.replace(b'"wf"', b'"v":1,"wf"'), {NON_CANONICAL}, False),
+    "cut short": (lambda e: e[:-1], {NON_CANONICAL}, False),
+    "nothing": (lambda _: b"", {NON_CANONICAL}, False),
+    "no text": (lambda _: b"\xff\xfe\x00", {NON_CANONICAL}, False),
+    "version 2": (with_member(v=2), {VERSION}, False),
+    "another hash": (with_member(alg="md5"), {VERSION}, False),
+    "another workflow": (with_member(wf="q"), {WRONG}, True),
+    "a member more": (with_member(note="x"), set(), True),
+}
+
+
+@pytest.mark.parametrize("stage", [Stage.FRESH, Stage.ANCHORED])
+@pytest.mark.parametrize("reach", [Reach.NONE, Reach.ROW, Reach.CHAIN])
+@pytest.mark.parametrize("name", ENVELOPES)
+def test_other_bytes_in_an_envelope_are_found_in_the_first_in_the_middle_and_in_the_last(
+    scenes: Scenes, database: Database, name: str, reach: Reach, stage: Stage
+) -> None:
+    change, codes, readable = ENVELOPES[name]
+    for seq in (0, 2, LAST):
+        scene = scenes.put_up(database, stage)
+        edit_envelope(scene, seq, change, reach)
+        expected, keyed = expected_of(Subject(edit=never, bare=frozenset({HASH})), seq, reach, stage)
+        expected |= at("p", [seq], *codes)
+        if not readable and seq == LAST:
+            # Where the last cannot be read, the one before is the last that says where the workflow is.
+            expected |= at("p", [LAST], ROW)
+        assert_found(scene, "p", expected, keyed)
+
+
+# --- everything else that one can think of ----------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """An edit, and exactly what is found of it; where nothing is said of a stage, what is of the one before."""
+
+    edit: Callable[[Scene], object]
+    fresh: Found
+    logged: Found | None = None
+    anchored: Found | None = None
+    keyed: Found = field(default_factory=set)
+    """What a key adds."""
+    alone: Found = field(default_factory=set)
+    """What an audit of ``p`` alone adds, where something is anchored: it does not see whose place it is."""
+
+    def found(self, stage: Stage) -> Found:
+        logged = self.fresh if self.logged is None else self.logged
+        anchored = logged if self.anchored is None else self.anchored
+        return {Stage.FRESH: self.fresh, Stage.LOGGED: logged, Stage.ANCHORED: anchored}[stage]
+
+
+def never(*_: object) -> None:
+    """Do nothing."""
+
+
+def p(seqs: int | Iterable[int], *codes: Code) -> Found:
+    return at("p", [seqs] if isinstance(seqs, int) else seqs, *codes)
+
+
+def run(*statements: str) -> Callable[[Scene], None]:
+    """Run statements, in which ``:other`` is a hash of nothing."""
+
+    def edit(scene: Scene) -> None:
+        for statement in statements:
+            scene.sql(statement, **({"other": OTHER} if ":other" in statement else {}))
+
+    return edit
+
+
+def both(*edits: Callable[[Scene], object]) -> Callable[[Scene], None]:
+    def edit(scene: Scene) -> None:
+        for one in edits:
+            one(scene)
+
+    return edit
+
+
+def delete(tables: Iterable[str], condition: str) -> Callable[[Scene], None]:
+    return run(*(f"DELETE FROM {table} WHERE workflow_id = 'p' AND {condition}" for table in tables))  # noqa: S608
+
+
+def close(seq: int) -> Callable[[Scene], None]:
+    """Take one transition out, and have all that follow move up, as if it had never been."""
+
+    def edit(scene: Scene) -> None:
+        delete(HISTORY, f"seq = {seq}")(scene)
+        for following in range(seq + 1, LAST + 1):
+            renumber(scene, "p", following, following - 1)
+        restate(scene, "p", seq)
+
+    return edit
+
+
+def put_in(scene: Scene) -> None:
+    """Put a transition in after the second, and have all that follow make room for it."""
+    for following in (4, 3):
+        renumber(scene, "p", following, following + 1)
+    scene.sql(
+        """
+        INSERT INTO aegis_transition (workflow_id, seq, event, from_state, to_state, actor, attempt, at, envelope, hash)
+        SELECT workflow_id, 3, 'forged', from_state, to_state, actor, attempt, at, envelope, hash
+        FROM aegis_transition WHERE workflow_id = 'p' AND seq = 2
+        """
+    )
+    write_checkpoint(scene, "p", 3, 0, canonical({"seq": 3, "state": {}, "workflow_id": "p"}), new=True)
+    restate(scene, "p", 3)
+
+
+def change_places(scene: Scene) -> None:
+    for old, new in ((2, 77), (3, 2), (77, 3)):
+        renumber(scene, "p", old, new)
+
+
+def swap_all(scene: Scene) -> None:
+    for table in HISTORY:
+        swap(scene, table)
+
+
+def cut(*more: str) -> Callable[[Scene], None]:
+    """Take the last two transitions away, and have the row say that it is paused."""
+    mended = run("UPDATE aegis_workflow SET status = 'paused' WHERE id = 'p'")
+    return both(delete([*HISTORY, *more], "seq >= 3"), lambda scene: mend_row(scene, "p"), mended)
+
+
+def progress(seq: int, number: int, *, new: bool = False) -> Callable[[Scene], object]:
+    """Write a checkpoint of a handler, in the place of another or beside them."""
+    body = canonical({"seq": seq, "state": {"address": "forged"}, "workflow_id": "p"})
+    return lambda scene: write_checkpoint(scene, "p", seq, number, body, new=new)
+
+
+def checkpoint(change: str, seq: int = 2, number: int = 0) -> Callable[[Scene], None]:
+    return run(f"UPDATE aegis_checkpoint SET {change} WHERE workflow_id = 'p' AND seq = {seq} AND number = {number}")  # noqa: S608
+
+
+def payload(change: str) -> Callable[[Scene], None]:
+    return run(f"UPDATE aegis_payload SET {change} WHERE workflow_id = 'p' AND seq = 4")  # noqa: S608
+
+
+def stored(change: str, seq: int = 2) -> Callable[[Scene], None]:
+    return run(f"UPDATE aegis_transition SET {change} WHERE workflow_id = 'p' AND seq = {seq}")  # noqa: S608
+
+
+def row(change: str) -> Callable[[Scene], None]:
+    return run(f"UPDATE aegis_workflow SET {change} WHERE id = 'p'")  # noqa: S608
+
+
+LOGGED: Final = "UPDATE aegis_log SET {} WHERE workflow_id = 'p' AND seq = 2"
+WHOLE: Final = both(delete(HISTORY, "true"), run("DELETE FROM aegis_workflow WHERE id = 'p'"))
+EVERY: Final = range(LAST + 1)
+
+ATTACKS: Final[dict[str, Attack]] = {
+    # the hash, and the code
+    **{
+        f"the hash of {seq}": Attack(
+            edit=stored("hash = :other", seq),
+            fresh=p(seq, HASH, PREV if seq < LAST else HEAD),
+            logged=p(seq, HASH, PREV if seq < LAST else HEAD, LOG),
+            anchored=p(seq, HASH, PREV if seq < LAST else HEAD, ANCHOR),
+            keyed=p(seq, MAC),
+        )
+        for seq in (0, 2, LAST)
+    },
+    "a code": Attack(edit=stored("mac = :other"), fresh=set(), keyed=p(2, MAC)),
+    "the code's key": Attack(edit=stored("mac_key = 'another'"), fresh=set(), keyed=p(2, MAC)),
+    "a code taken off": Attack(edit=stored("mac = NULL, mac_key = NULL"), fresh=set(), keyed=p(2, MAC)),
+    "all codes taken off": Attack(
+        edit=run("UPDATE aegis_transition SET mac = NULL, mac_key = NULL WHERE workflow_id = 'p'"),
+        fresh=set(),
+        keyed=p(EVERY, MAC),
+    ),
+    "a code of another transition": Attack(
+        edit=stored("mac = (SELECT mac FROM aegis_transition WHERE workflow_id = 'q' AND seq = 2)"),
+        fresh=set(),
+        keyed=p(2, MAC),
+    ),
+    # Whoever has no key writes of a time before there was one: then the outside has to know.
+    "all codes taken off, and all of it from before there was a key": Attack(
+        edit=both(
+            run(
+                """
+                UPDATE aegis_transition SET mac = NULL, mac_key = NULL, at = at - interval '1 day', actor = 'user:eve'
+                WHERE workflow_id = 'p'
+                """
+            ),
+            lambda scene: rehash(scene, "p", 0),
+        ),
+        fresh=set(),
+        logged=p(EVERY, LOG),
+        anchored=p(EVERY, ANCHOR),
+    ),
+    # taken out
+    **{
+        f"{seq} taken out": Attack(edit=delete(HISTORY, f"seq = {seq}"), fresh=p(seq, GAP) | gone)
+        for seq, gone in ((0, p(0, CHECKPOINT)), (2, set()))
+    },
+    "the last taken out": Attack(
+        edit=delete(HISTORY, "seq = 4"),
+        fresh=p(3, HEAD, ROW),
+        logged=p(3, HEAD, ROW) | p(4, TRUNCATED),
+    ),
+    "the first taken out, the others renumbered and rehashed": Attack(
+        edit=close(0),
+        fresh=set(),
+        logged=p(range(LAST), LOG) | p(LAST, TRUNCATED),
+        anchored=p(range(LAST), ANCHOR) | p(LAST, TRUNCATED),
+        keyed=p(range(LAST), MAC),
+    ),
+    "one taken out, the others renumbered and rehashed": Attack(
+        edit=close(2),
+        fresh=set(),
+        logged=p((2, 3), LOG) | p(LAST, TRUNCATED),
+        anchored=p((2, 3), ANCHOR) | p(LAST, TRUNCATED),
+        keyed=p((2, 3), MAC),
+    ),
+    # Nothing that is left is other than it was: not even a key finds it, only what knows the length.
+    "the tail cut, the row mended": Attack(edit=cut(), fresh=set(), logged=p((3, 4), TRUNCATED)),
+    "the tail cut, and out of the log": Attack(
+        edit=cut("aegis_log"),
+        fresh=set(),
+        logged={(None, None, LOG)},
+        anchored=p((3, 4), TRUNCATED),
+    ),
+    "a whole workflow": Attack(edit=WHOLE, fresh=set(), logged=p(EVERY, MISSING)),
+    "a whole workflow, and out of the log": Attack(
+        edit=both(WHOLE, delete(["aegis_log"], "true")),
+        fresh=set(),
+        logged={(None, None, LOG)},
+        anchored=p(EVERY, MISSING),
+    ),
+    "a workflow's row": Attack(edit=run("DELETE FROM aegis_workflow WHERE id = 'p'"), fresh=p(LAST, MISSING)),
+    "a workflow's transitions": Attack(
+        edit=delete(["aegis_transition"], "true"),
+        fresh=p(0, HEAD) | p((1, 2, 4), PAYLOAD),
+        logged=p(0, HEAD) | p((1, 2, 4), PAYLOAD) | p(EVERY, TRUNCATED),
+    ),
+    # moved, doubled, put in
+    "two changed places": Attack(
+        edit=change_places,
+        # Whoever stands in the wrong place and still has his own hash is believed: hence also 1.
+        fresh=p(1, PREV) | p((2, 3), HASH, PREV, CHECKPOINT),
+        logged=p(1, PREV) | p((2, 3), HASH, PREV, CHECKPOINT, LOG),
+        anchored=p(1, PREV) | p((2, 3), HASH, PREV, CHECKPOINT, ANCHOR),
+    ),
+    "two changed places, and all rehashed": Attack(
+        edit=both(change_places, lambda scene: restate(scene, "p", 2)),
+        fresh=set(),
+        logged=p((2, 3, 4), LOG),
+        anchored=p((2, 3, 4), ANCHOR),
+        keyed=p((2, 3, 4), MAC),
+    ),
+    "one put in, and all rehashed": Attack(
+        edit=put_in,
+        fresh=set(),
+        # The fifth has the transaction of what it once was, which is past: it should be in the log.
+        logged=p((3, 4, 5), LOG),
+        anchored=p((3, 4), ANCHOR) | p(5, LOG),
+        keyed=p((3, 4, 5), MAC),
+    ),
+    "one put on the end": Attack(edit=lambda scene: append(scene, "p"), fresh=set(), keyed=p(5, MAC)),
+    "one put on the end, of an old transaction": Attack(
+        edit=both(lambda scene: append(scene, "p"), stored("xact = 1", 5)),
+        fresh=set(),
+        logged=p(5, LOG),
+        keyed=p(5, MAC),
+    ),
+    "another seq": Attack(
+        edit=lambda scene: renumber(scene, "p", LAST, 99),
+        fresh=p(LAST, GAP) | p(99, HASH, CHECKPOINT, HEAD),
+        logged=p(LAST, GAP) | p(99, HASH, CHECKPOINT, HEAD, LOG),
+    ),
+    "another workflow's": Attack(
+        edit=run(*(f"UPDATE {table} SET workflow_id = 'zz' WHERE workflow_id = 'p' AND seq = 2" for table in HISTORY)),  # noqa: S608
+        fresh=p(2, GAP) | at("zz", [0], GAP) | at("zz", [2], WRONG, MISSING),
+        logged=p(2, GAP) | at("zz", [0], GAP) | at("zz", [2], WRONG, MISSING, LOG),
+    ),
+    "a row from nothing": Attack(
+        edit=run(
+            """
+            INSERT INTO aegis_workflow
+            SELECT (jsonb_populate_record(w, '{"id": "zz"}')).* FROM aegis_workflow w WHERE id = 'p'
+            """
+        ),
+        fresh=at("zz", [0], HEAD),
+    ),
+    # two workflows
+    "the checkpoints of two": Attack(
+        edit=lambda scene: swap(scene, "aegis_checkpoint", "seq = 2 AND number = 0"),
+        fresh=at("p", [2], CHECKPOINT, WRONG) | at("q", [2], CHECKPOINT, WRONG),
+    ),
+    "the checkpoints of two, inside of a handler": Attack(
+        edit=lambda scene: swap(scene, "aegis_checkpoint", "number > 0"),
+        fresh=at("p", [0], CHECKPOINT, WRONG) | at("q", [0], CHECKPOINT, WRONG),
+    ),
+    "the payloads of two": Attack(
+        edit=lambda scene: swap(scene, "aegis_payload", "seq = 4"),
+        fresh=at("p", [4], PAYLOAD) | at("q", [4], PAYLOAD),
+    ),
+    "the rows of two": Attack(
+        edit=run(
+            """
+            UPDATE aegis_workflow w SET head = o.head FROM aegis_workflow o
+            WHERE (w.id, o.id) IN (('p', 'q'), ('q', 'p'))
+            """
+        ),
+        fresh=at("p", [4], HEAD) | at("q", [4], HEAD),
+    ),
+    "the chains of two": Attack(
+        edit=both(swap_all, lambda scene: (mend_row(scene, "p"), mend_row(scene, "q"))),
+        fresh=at("p", EVERY, WRONG) | at("q", EVERY, WRONG) | at("p", [0], PREV) | at("q", [0], PREV),
+        logged=at("p", EVERY, WRONG, LOG) | at("q", EVERY, WRONG, LOG) | at("p", [0], PREV) | at("q", [0], PREV),
+        anchored=at("p", EVERY, WRONG, ANCHOR)
+        | at("q", EVERY, WRONG, ANCHOR)
+        | at("p", [0], PREV)
+        | at("q", [0], PREV),
+    ),
+    # checkpoints
+    "a checkpoint's salt": Attack(edit=checkpoint("salt = :other"), fresh=p(2, CHECKPOINT)),
+    "a checkpoint's commitment": Attack(edit=checkpoint("commitment = :other"), fresh=p(2, CHECKPOINT)),
+    "a checkpoint's body": Attack(
+        edit=checkpoint("body = replace(convert_from(body, 'UTF8'), 'street', 'Street')::bytea"), fresh=p(2, CHECKPOINT)
+    ),
+    "1 becomes 1.0 in a checkpoint": Attack(
+        edit=checkpoint("body = replace(convert_from(body, 'UTF8'), ':1}', ':1.0}')::bytea".replace(":1", r"\:1")),
+        fresh=p(2, CHECKPOINT, NON_CANONICAL),
+    ),
+    "a byte from a checkpoint's salt to its body": Attack(
+        edit=checkpoint("body = substr(salt, 32) || body, salt = substr(salt, 1, 31)"),
+        fresh=p(2, CHECKPOINT, NON_CANONICAL),
+    ),
+    "a checkpoint's seq": Attack(edit=checkpoint("seq = 50"), fresh=p((2, 50), CHECKPOINT)),
+    "a checkpoint's number": Attack(edit=checkpoint("number = 7, kind = 'manual'"), fresh=p(2, CHECKPOINT)),
+    "a checkpoint's workflow": Attack(
+        edit=checkpoint("workflow_id = 'zz'"), fresh=p(2, CHECKPOINT) | at("zz", [2], CHECKPOINT)
+    ),
+    "a checkpoint taken away": Attack(edit=delete(["aegis_checkpoint"], "seq = 2"), fresh=p(2, CHECKPOINT)),
+    "a checkpoint inside of a handler": Attack(edit=progress(0, 1), fresh=p(0, CHECKPOINT)),
+    "a checkpoint inside of a handler taken away": Attack(
+        edit=delete(["aegis_checkpoint"], "number = 1"), fresh=p(0, CHECKPOINT)
+    ),
+    "a checkpoint inside of a handler more": Attack(edit=progress(0, 3, new=True), fresh=p(0, CHECKPOINT)),
+    "two checkpoints inside of a handler in the other order": Attack(
+        edit=both(checkpoint("number = 9", 0, 1), checkpoint("number = 1", 0, 2), checkpoint("number = 2", 0, 9)),
+        fresh=p(0, CHECKPOINT),
+    ),
+    "other data of a workflow that has ended": Attack(edit=progress(LAST, 1, new=True), fresh=p(LAST, CHECKPOINT)),
+    "the body of a checkpoint that nothing lists yet": Attack(
+        edit=run("UPDATE aegis_checkpoint SET body = '{}' WHERE workflow_id = 'w' AND number = 1"),
+        fresh=at("w", [1], CHECKPOINT, WRONG),
+    ),
+    # payloads
+    "a payload's salt": Attack(edit=payload("salt = :other"), fresh=p(4, PAYLOAD)),
+    "a blank more in a payload": Attack(edit=payload("body = body || ' '::bytea"), fresh=p(4, PAYLOAD)),
+    "1 becomes 1.0 in a payload": Attack(
+        edit=payload("body = replace(convert_from(body, 'UTF8'), 'true', '1.0')::bytea"), fresh=p(4, PAYLOAD)
+    ),
+    "a byte from a payload to its salt": Attack(
+        edit=payload("salt = salt || substr(body, 1, 1), body = substr(body, 2)"), fresh=p(4, PAYLOAD)
+    ),
+    "a payload's seq": Attack(edit=payload("seq = 0"), fresh=p((0, 4), PAYLOAD)),
+    "a payload's workflow": Attack(edit=payload("workflow_id = 'zz'"), fresh=p(4, PAYLOAD) | at("zz", [4], PAYLOAD)),
+    "a payload beyond the end": Attack(
+        edit=run("INSERT INTO aegis_payload VALUES ('p', 77, '{}', :other)"), fresh=p(77, PAYLOAD)
+    ),
+    # the workflow's row
+    "the row's seq, put back": Attack(edit=row("seq = 3"), fresh=p(LAST, HEAD)),
+    "the row's seq, ahead": Attack(edit=row("seq = 9"), fresh=p(LAST, HEAD)),
+    "the row's head": Attack(edit=row("head = :other"), fresh=p(LAST, HEAD)),
+    "the row's state": Attack(edit=row("state = 'lost'"), fresh=p(LAST, ROW)),
+    "the row's type": Attack(edit=row("type = 'store.Letter'"), fresh=p(LAST, ROW)),
+    "the row's definition": Attack(edit=row("definition = 'sha256:' || repeat('ab', 32)"), fresh=p(LAST, ROW)),
+    **{
+        f"the row's status, {status}": Attack(edit=row(f"status = '{status}'"), fresh=p(LAST, ROW))
+        for status in ("paused", "failed", "cancelled", "quarantined")
+    },
+    # the log
+    "an entry's hash": Attack(edit=run(LOGGED.format("hash = :other")), fresh=set(), logged=p(2, LOG)),
+    "an entry's seq": Attack(
+        edit=run(LOGGED.format("seq = 9")),
+        fresh=set(),
+        logged=p(2, LOG) | p(9, TRUNCATED),
+        anchored=p(2, LOG),
+        alone=p(9, LOG),
+    ),
+    "an entry's workflow": Attack(
+        edit=run(LOGGED.format("workflow_id = 'zz'")),
+        fresh=set(),
+        logged=p(2, LOG) | at("zz", [2], MISSING),
+        anchored=p(2, LOG),
+    ),
+    "an entry's place": Attack(
+        edit=run(LOGGED.format("log_index = 1000000000000000")),
+        fresh=set(),
+        logged={(None, None, LOG)},
+        anchored=p(2, LOG) | {(None, None, LOG)},
+    ),
+    # Each is where the other belongs, and what was given out may be in any order: only the outside knows.
+    "the places of two entries": Attack(
+        edit=run(
+            "CREATE TEMPORARY TABLE places AS SELECT * FROM aegis_log WHERE seq = 2 AND workflow_id IN ('p', 'q')",
+            "DELETE FROM aegis_log WHERE seq = 2 AND workflow_id IN ('p', 'q')",
+            """
+            INSERT INTO aegis_log SELECT o.log_index, w.workflow_id, w.seq, w.hash
+            FROM places w JOIN places o ON o.workflow_id <> w.workflow_id
+            """,
+            "DROP TABLE places",
+        ),
+        fresh=set(),
+        logged=set(),
+        anchored=at("p", [2], LOG) | at("q", [2], LOG),
+    ),
+    "an entry taken out": Attack(
+        edit=delete(["aegis_log"], "seq = 2"),
+        fresh=set(),
+        logged=p(2, LOG) | {(None, None, LOG)},
+        anchored=p(2, LOG),
+    ),
+    "the last entry taken out": Attack(
+        edit=run("DELETE FROM aegis_log WHERE log_index = 11"),
+        fresh=set(),
+        logged=at("w", [1], LOG) | {(None, None, LOG)},
+    ),
+    "the end of the log taken away, and its state mended": Attack(
+        edit=run(
+            "DELETE FROM aegis_log WHERE log_index >= 10",
+            "UPDATE aegis_log_state SET size = least(size, 10)",
+        ),
+        fresh=set(),
+        logged=at("w", [0, 1], LOG),
+    ),
+    "an entry of nobody": Attack(
+        edit=run("INSERT INTO aegis_log SELECT count(*), 'zz', 0, :other FROM aegis_log"),
+        fresh=at("zz", [0], MISSING) | {(None, None, LOG)},
+    ),
+    "an entry of a transition that never was": Attack(
+        edit=run(
+            "INSERT INTO aegis_log SELECT count(*), 'p', 5, :other FROM aegis_log",
+            "UPDATE aegis_log_state SET size = size + 1",
+        ),
+        fresh=p(5, TRUNCATED),
+    ),
+    "a node over nothing": Attack(
+        edit=run("INSERT INTO aegis_log_node VALUES (1, 0, :other)"), fresh={(None, None, LOG)}
+    ),
+    "a node of no level": Attack(
+        edit=run("INSERT INTO aegis_log_node VALUES (900, 0, :other)"), fresh={(None, None, LOG)}
+    ),
+    "a log that is said to be longer": Attack(
+        edit=run("UPDATE aegis_log_state SET size = size + 5"), fresh={(None, None, LOG)}
+    ),
+    "a log that is said to be shorter": Attack(
+        edit=run("UPDATE aegis_log_state SET size = size - 1"), fresh={(None, None, LOG)}
+    ),
+    "a horizon beyond all transactions": Attack(
+        edit=run("UPDATE aegis_log_state SET horizon = horizon + 1000000000000000"),
+        fresh=set(),  # the log has not begun: whose transactions it counts is not known yet
+        logged={(None, None, LOG)},
+    ),
+    # records of removals
+    "a removal that nothing tells of": Attack(
+        edit=run("INSERT INTO aegis_removal VALUES ('p', 1, 'purged', 4, :other)"),
+        fresh=at(SYSTEM, [1], PAYLOAD),
+    ),
+    "a whole workflow, excused by a row": Attack(
+        edit=both(
+            run(
+                """
+                INSERT INTO aegis_removal
+                SELECT 'p', 1, 'purged', 4, hash FROM aegis_transition WHERE workflow_id = 'p' AND seq = 4
+                """
+            ),
+            WHOLE,
+        ),
+        fresh=at(SYSTEM, [1], PAYLOAD),
+        logged=at(SYSTEM, [1], PAYLOAD) | p(EVERY, MISSING),
+    ),
+    "a checkpoint, excused by a row": Attack(
+        edit=both(
+            delete(["aegis_checkpoint"], "seq = 2"),
+            run("INSERT INTO aegis_removal VALUES ('p', 1, 'pruned', 3, NULL)"),
+        ),
+        fresh=p(2, CHECKPOINT) | at(SYSTEM, [1], PAYLOAD),
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_is_found_for_what_it_is(scenes: Scenes, database: Database, name: str, stage: Stage) -> None:
+    attack = ATTACKS[name]
+    scene = scenes.put_up(database, stage)
+    attack.edit(scene)
+    for known in keys(scene, attack.keyed):
+        expected = attack.found(stage) | (attack.keyed if known else set())
+        report = scene.all(keyed=known)
+        assert failures(report) == expected
+        assert report.tampered is bool(expected)
+        assert report.complete, report.problems
+    alone = attack.alone if stage is Stage.ANCHORED else set()
+    assert of_p(scene) == {found for found in expected | alone if found[0] == "p"}
+
+
+def of_p(scene: Scene) -> Found:
+    """What an audit of ``p`` alone finds of ``p``."""
+    try:
+        return {found for found in failures(scene.one("p")) if found[0] == "p"}
+    except WorkflowNotFound:
+        return set()
+
+
+def test_a_transition_that_stands_twice_is_found(scenes: Scenes, database: Database) -> None:
+    """The database itself refuses that, until somebody takes its key away."""
+    scene = scenes.put_up(database, Stage.ANCHORED)
+    key = "aegis_transition_pkey"
+    scene.sql(f"ALTER TABLE aegis_transition DROP CONSTRAINT {key}")
+    try:
+        scene.sql("INSERT INTO aegis_transition SELECT * FROM aegis_transition WHERE workflow_id = 'p' AND seq = 2")
+        assert p(2, TWICE) <= failures(scene.all())
+        assert {workflow_id for workflow_id, _, _ in failures(scene.all())} == {"p"}
+        assert p(2, TWICE) <= failures(scene.one("p"))
+    finally:
+        scene.sql("DELETE FROM aegis_transition")
+        scene.sql(f"ALTER TABLE aegis_transition ADD CONSTRAINT {key} PRIMARY KEY (workflow_id, seq)")
+
+
+# --- backups ---------------------------------------------------------------------------------------
+
+
+def go_on(scene: Scene, *, word: str) -> None:
+    """Let the letter move on, and begin another."""
+    engine = scene.engine()
+    engine.pause("w", reason=word)
+    engine.start(Letter(words=[word]), id="new")
+
+
+def test_an_old_backup_that_was_put_back_is_found(scenes: Scenes, database: Database, tmp_path: Path) -> None:
+    scene = scenes.put_up(database, Stage.ANCHORED, tmp_path)
+    go_on(scene, word="one")
+    assert anchor_now(database, *scene.sinks).written == 1
+    assert scene.all().valid
+
+    put_back(database, Stage.ANCHORED.value)
+    lost = at("w", [2], TRUNCATED) | at("new", [0], MISSING)
+    assert failures(scene.all()) == lost
+    assert failures(scene.one("w")) == at("w", [2], TRUNCATED)
+    assert failures(scene.one("new")) == at("new", [0], MISSING), "though the database never heard of it"
+    assert scene.one("p").valid
+    assert "committed transitions were lost" in anchor_now(database, *scene.sinks).alarms[0]
+
+    # And whoever goes on from there, as if nothing had been, only makes it worse.
+    go_on(scene, word="another")
+    ran = anchor_now(database, *scene.sinks)
+    assert (ran.written, len(ran.alarms)) == (0, 1)
+    assert failures(scene.all()) == at("w", [2], ANCHOR, LOG) | at("new", [0], ANCHOR, LOG)
+    scene.engine().resume("w")
+    assert anchor_now(database, *scene.sinks).written == 0
+    assert at("w", [2], ANCHOR, LOG) | at("new", [0], ANCHOR, LOG) <= failures(scene.all())
+
+
+def test_an_old_backup_of_one_workflow_is_found(scenes: Scenes, database: Database, tmp_path: Path) -> None:
+    scene = scenes.put_up(database, Stage.ANCHORED, tmp_path)
+    go_on(scene, word="one")
+    anchor_now(database, *scene.sinks)
+    for table in (*HISTORY, "aegis_workflow"):
+        condition = "id = 'w'" if table == "aegis_workflow" else "workflow_id = 'w'"
+        scene.sql(f"DELETE FROM {table} WHERE {condition}")  # noqa: S608
+        scene.sql(f"INSERT INTO {table} SELECT * FROM {Stage.ANCHORED.value}.{table} WHERE {condition}")  # noqa: S608
+    assert failures(scene.all()) == failures(scene.one("w")) == at("w", [2], TRUNCATED)
+
+
+# --- records of what was removed -------------------------------------------------------------------
+
+
+def removed(scene: Scene) -> None:
+    """Purge ``p`` (record 1), and prune what is left (record 2: of ``q``)."""
+    engine = scene.engine()
+    engine.purge("p", reason="too old")
+    assert engine.prune(keep=1, older_than=timedelta(0)) > 0
+
+
+def take_q_too(scene: Scene) -> None:
+    """Delete another workflow, and put it among those that were purged."""
+    scene.sql(
+        """
+        INSERT INTO aegis_removal
+        SELECT 'q', 1, 'purged', 4, hash FROM aegis_transition WHERE workflow_id = 'q' AND seq = 4
+        """
+    )
+    for table in (*HISTORY, "aegis_workflow"):
+        scene.sql(f"DELETE FROM {table} WHERE {'id' if table == 'aegis_workflow' else 'workflow_id'} = 'q'")  # noqa: S608
+
+
+def redigest(scene: Scene) -> None:
+    """Have the record say that it is about all that it is said to be about."""
+    rows = scene.rows("SELECT workflow_id, kind, through_seq, head FROM aegis_removal WHERE system_seq = 1")
+    digest = removals_digest((one.workflow_id, one.kind, one.through_seq, one.head) for one in rows)
+    said = {"digest": digest.hex(), "reason": "too old", "workflows": len(rows)}
+    changed = "UPDATE aegis_payload SET body = :body WHERE workflow_id = :id AND seq = 1"
+    assert scene.sql(changed, body=canonical(said), id=SYSTEM) == 1
+
+
+def record(seq: int, *codes: Code) -> Found:
+    return at(SYSTEM, [seq], *codes)
+
+
+# Of each: the edit, what an audit of everything finds before the record is anchored and after, what a key
+# adds, and the workflow that it is about, whose audit must find the same of the record.
+RECORDS: Final[dict[str, tuple[Callable[[Scene], object], Found, Found, Found, str]]] = {
+    "a purged workflow's head": (
+        run("UPDATE aegis_removal SET head = :other WHERE workflow_id = 'p'"),
+        record(1, PAYLOAD) | p(EVERY, MISSING),
+        record(1, PAYLOAD) | p(EVERY, MISSING),
+        set(),
+        "p",
+    ),
+    "a purged workflow's length": (
+        run("UPDATE aegis_removal SET through_seq = 3 WHERE workflow_id = 'p'"),
+        record(1, PAYLOAD) | p(EVERY, MISSING),
+        record(1, PAYLOAD) | p(EVERY, MISSING),
+        set(),
+        "p",
+    ),
+    "a removal taken away": (
+        run("DELETE FROM aegis_removal WHERE workflow_id = 'p'"),
+        record(1, PAYLOAD) | p(EVERY, MISSING),
+        record(1, PAYLOAD) | p(EVERY, MISSING),
+        set(),
+        "p",
+    ),
+    "a removal of another record": (
+        run("UPDATE aegis_removal SET system_seq = 2 WHERE workflow_id = 'p'"),
+        record(1, PAYLOAD) | record(2, PAYLOAD) | p(EVERY, MISSING) | at("q", [1, 2, 3], CHECKPOINT),
+        record(1, PAYLOAD) | record(2, PAYLOAD) | p(EVERY, MISSING) | at("q", [1, 2, 3], CHECKPOINT),
+        set(),
+        "p",
+    ),
+    "pruned further than it was": (
+        both(
+            run("UPDATE aegis_removal SET through_seq = 4 WHERE workflow_id = 'q'"),
+            run("DELETE FROM aegis_checkpoint WHERE workflow_id = 'q' AND seq = 4"),
+        ),
+        record(2, PAYLOAD) | at("q", [1, 2, 3, 4], CHECKPOINT),
+        record(2, PAYLOAD) | at("q", [1, 2, 3, 4], CHECKPOINT),
+        set(),
+        "q",
+    ),
+    "another workflow with it": (
+        take_q_too,
+        record(1, PAYLOAD) | p(EVERY, MISSING) | at("q", EVERY, MISSING),
+        record(1, PAYLOAD) | p(EVERY, MISSING) | at("q", EVERY, MISSING),
+        set(),
+        "q",
+    ),
+    "another workflow with it, and its digest": (
+        both(take_q_too, redigest),
+        record(1, PAYLOAD),
+        record(1, PAYLOAD),
+        set(),
+        "q",
+    ),
+    "another workflow with it, its digest, and its row rehashed": (
+        both(take_q_too, redigest, lambda scene: rehash(scene, SYSTEM, 1, Reach.ROW)),
+        record(1, PREV),
+        record(1, PREV, ANCHOR),
+        record(1, MAC),
+        "q",
+    ),
+    "another workflow with it, and all of it rehashed": (
+        both(take_q_too, redigest, lambda scene: rehash(scene, SYSTEM, 1)),
+        set(),
+        record(1, ANCHOR) | record(2, ANCHOR),
+        record(1, MAC) | record(2, MAC),
+        "q",
+    ),
+}
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_forged_record_excuses_nothing(
+    scenes: Scenes, database: Database, tmp_path: Path, name: str, *, anchored: bool
+) -> None:
+    edit, before, after, keyed, about = RECORDS[name]
+    scene = scenes.put_up(database, Stage.ANCHORED, tmp_path)
+    removed(scene)
+    if anchored:
+        anchor_now(database, *scene.sinks)
+    assert scene.all().valid
+    assert scene.one("p").valid
+    edit(scene)
+    for known in (False, True):
+        expected = (after if anchored else before) | (keyed if known else set())
+        assert failures(scene.all(keyed=known)) == expected
+        of_it = failures(scene.one(about, keyed=known))
+        assert {found for found in expected if found[0] == about} <= of_it <= expected
+        assert bool(of_it) is bool(expected), "whoever asks for this one alone is told too"
+
+
+# --- the tree over the log --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("edit", "index"),
+    [
+        ("UPDATE aegis_log_node SET hash = :other WHERE number = 0", 0),
+        ("UPDATE aegis_log_node SET hash = :other WHERE number = 2", 512),
+        ("DELETE FROM aegis_log_node WHERE number = 1", 256),
+        ("UPDATE aegis_log_node SET number = 9 WHERE number = 2", 512),
+        ("INSERT INTO aegis_log_node VALUES (1, 3, :other)", 768),
+        ("INSERT INTO aegis_log_node VALUES (2, 0, :other)", 0),
+        ("UPDATE aegis_log SET hash = :other WHERE log_index = 300", 256),
+    ],
+)
+def test_a_node_that_is_not_that_of_its_leaves_is_found(database: Database, edit: str, index: int) -> None:
+    add(database, "bulk", 800)
+    assert take_up_all(database) == 800
+    auditor = Auditor(database, Sources())
+    assert auditor.log() == []
+    run(edit)(
+        Scene(database=database, stage=Stage.LOGGED, key=MacKey(id="", secret=b"", required_from=LATER), sinks=[])
+    )
+    found = auditor.log()
+    assert {one.code for one in found} == {LOG}
+    assert index in [one.log_index for one in found if one.workflow_id is None]
+
+
+# --- that nothing was left out ------------------------------------------------------------------------
+
+
+# Which of the edits above is of which column.
+EDITED: Final[dict[str, str]] = {
+    **{name: subject for subject, found in SUBJECTS.items() for name in found.columns},
+    "aegis_transition.workflow_id": "another workflow's",
+    "aegis_transition.seq": "another seq",
+    "aegis_transition.hash": "the hash of 2",
+    "aegis_transition.mac": "a code",
+    "aegis_transition.mac_key": "the code's key",
+    "aegis_payload.workflow_id": "a payload's workflow",
+    "aegis_payload.seq": "a payload's seq",
+    "aegis_payload.salt": "a payload's salt",
+    "aegis_checkpoint.workflow_id": "a checkpoint's workflow",
+    "aegis_checkpoint.seq": "a checkpoint's seq",
+    "aegis_checkpoint.number": "a checkpoint's number",
+    "aegis_log.workflow_id": "an entry's workflow",
+    "aegis_log.seq": "an entry's seq",
+    "aegis_log.hash": "an entry's hash",
+    "aegis_log.log_index": "an entry's place",
+    "aegis_log_state.size": "a log that is said to be longer",
+    "aegis_log_state.horizon": "a horizon beyond all transactions",
+}
+UNPROVEN: Final[dict[str, str]] = {
+    "aegis_transition.xact": "the database's own, by which the log finds what is new: it tells nothing of the workflow",
+    "aegis_checkpoint.kind": "who asked for it: nothing is decided by it",
+    "aegis_checkpoint.at": "when it was written: what is old enough is pruned by it, and never the newest",
+    "aegis_log_state.id": "there is one row",
+    "aegis_log_state.system": "which cluster the horizon counts for: where it is another, all is looked at anew",
+}
+PROVEN: Final = (TransitionRow, PayloadRow, CheckpointRow, LogRow, LogStateRow)
+COLUMNS: Final = [f"{table.__tablename__}.{column.name}" for table in PROVEN for column in table.__table__.columns]
+
+
+def test_every_column_of_the_history_is_edited_above_or_named_with_its_reason() -> None:
+    assert sorted([*EDITED, *UNPROVEN]) == sorted(COLUMNS), "say which edit finds it, or why none needs to"
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_the_edit_of_a_column_changes_it_and_is_found(scenes: Scenes, database: Database, name: str) -> None:
+    table, column = name.split(".")
+    scene = scenes.put_up(database, Stage.ANCHORED)
+    query = f"SELECT {column} FROM {table} EXCEPT ALL SELECT {column} FROM {Stage.ANCHORED.value}.{table}"  # noqa: S608
+    assert scene.rows(query) == []
+    edit = EDITED[name]
+    if edit in SUBJECTS:
+        SUBJECTS[edit].edit(scene, 2)
+    else:
+        ATTACKS[edit].edit(scene)
+    assert scene.rows(query)
+    assert scene.all().tampered
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_what_is_not_proven_does_not_count_as_tampered_with(scenes: Scenes, database: Database, stage: Stage) -> None:
+    """As it is: whoever finds that one of these matters has to hash it."""
+    scene = scenes.put_up(database, stage)
+    checkpoint("kind = 'periodic'", 0, 1)(scene)
+    checkpoint("at = at - interval '1 year'")(scene)
+    stored("xact = xact - 1")(scene)
+    run("UPDATE aegis_log_state SET system = 'another'")(scene)
+    assert failures(scene.all()) == set()
+
+
+# --- what the outside does not know yet ---------------------------------------------------------------
+
+
+def test_a_transition_that_the_log_never_takes_up_is_missed_when_it_is_old(scenes: Scenes, database: Database) -> None:
+    """Of a transaction that is never over, or of a time before all keys: it is not verified, and that is said."""
+    scene = scenes.put_up(database, Stage.ANCHORED)
+    append(scene, "p")
+    stored("xact = 4611686018427387904, at = at - interval '1 hour'", 5)(scene)
+    rehash(scene, "p", 5)
+    report = scene.all()
+    assert [(one.workflow_id, one.seq, one.code) for one in report.findings] == [("p", 5, Code.ANCHOR_STALE)]
+    assert (report.tampered, report.complete, report.valid) == (False, False, False)
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_what_a_handler_has_saved_on_its_way_is_nobodys_history_yet(
+    scenes: Scenes, database: Database, stage: Stage
+) -> None:
+    """Until the next transition lists it, a workflow that moves can be given other data: nothing has its hash."""
+    scene = scenes.put_up(database, stage)
+    forged = {"seq": 1, "state": {"state": "ready", "words": ["forged"]}, "workflow_id": "w"}
+    write_checkpoint(scene, "w", 1, 1, canonical(forged))
+    assert failures(scene.all()) == set()
+    assert scene.engine().load("w").words == ["forged"]
