@@ -24,6 +24,7 @@ from .note import LogHead, VerifierKey, open_note
 FORMAT: Final = "aegis-anchor/v1"
 _ANY_SIZE: Final = 2**30
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
+_ENTRY_MEMBERS: Final = 3
 _MEMBERS: Final = {"entries", "first", "format", "note", "timestamp"}
 
 
@@ -90,10 +91,11 @@ class Anchor:
 
 
 def _entry(found: Json) -> Entry:
-    match found:
-        case [workflow_id, seq, str(digest)] if _is_text(workflow_id) and type(seq) is int and seq >= 0:
-            if _HEX.fullmatch(digest):
-                return Entry(workflow_id=workflow_id, seq=seq, hash=bytes.fromhex(digest))
+    # There may be millions: plain comparisons take a third of the time of a pattern.
+    if type(found) is list and len(found) == _ENTRY_MEMBERS:
+        workflow_id, seq, digest = found
+        if _is_text(workflow_id) and type(seq) is int and seq >= 0 and type(digest) is str and _HEX.fullmatch(digest):
+            return Entry(workflow_id, seq, bytes.fromhex(digest))
     raise NotANote("the anchor", f"{str(found)[:80]!r} is no entry")
 
 
@@ -101,8 +103,10 @@ def _is_text(found: Json) -> TypeGuard[str]:
     """Whether it is text that can be written down again: JSON's escapes can spell what is no character."""
     if not isinstance(found, str):
         return False
+    if found.isascii():
+        return True
     try:
-        return found.isascii() or bool(found.encode())
+        return bool(found.encode())
     except UnicodeEncodeError:
         return False
 

@@ -152,6 +152,7 @@ class Audit:
         self.findings: list[Finding] = []
         self._evidence = evidence
         self._named = _quoted(workflow_id)
+        self._end_of_body = f',"workflow_id":{self._named}}}'.encode()
         self._prev = genesis(evidence.deployment, workflow_id)
         self._expected_seq = 0
         self._last: _Last | None = None
@@ -212,8 +213,8 @@ class Audit:
             row.envelope != expected.encode()
             or committed != checkpoint.commitment
             or transition_hash(row.envelope) != row.hash
-            or not checkpoint.body.startswith(f'{{"seq":{row.seq},"state":'.encode())
-            or not checkpoint.body.endswith(f',"workflow_id":{self._named}}}'.encode())
+            or not checkpoint.body.startswith(b'{"seq":%d,"state":' % row.seq)
+            or not checkpoint.body.endswith(self._end_of_body)
         ):
             return False
         last.state, self._status = row.to_state, None
