@@ -450,7 +450,7 @@ def test_a_place_whose_lines_do_not_follow_each_other_is_found(
 
 
 def test_there_is_no_false_alarm_while_others_go_on(database: Database, file: AnchorFile) -> None:
-    """Three commit, one anchors, one prunes; whatever moment an audit sees, it is in order."""
+    """Three commit, one anchors; whatever moment an audit sees, it is in order."""
     ids = [f"busy-{number}" for number in range(3)]
     engine = make_engine(database, RecordingRing())
     for workflow_id in ids:
