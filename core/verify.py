@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -121,27 +121,6 @@ class Removed:
 
 
 NOTHING_REMOVED: Final = Removed()
-
-
-def verify(
-    workflow: StoredWorkflow,
-    transitions: Iterable[StoredTransition],
-    checkpoints: Sequence[StoredCheckpoint],
-    *,
-    deployment: str,
-) -> list[Finding]:
-    """Return everything that is wrong with one history by itself; nothing means intact.
-
-    ``transitions`` come ordered by seq. Verification goes on after the first break, from the
-    stored hash, so that each broken transition is named and no intact one.
-    """
-    audit = Audit(workflow.workflow_id, Evidence(deployment=deployment))
-    own = {stored.seq: stored for stored in checkpoints if stored.number == 0}
-    taken = set()
-    for row in transitions:
-        audit.transition(row, own.get(row.seq), None)
-        taken.add(row.seq)
-    return audit.close(workflow, [stored for stored in checkpoints if stored.number or stored.seq not in taken])
 
 
 class Audit:

@@ -13,11 +13,10 @@ from typing import Any, Final, TypeAlias
 
 import psycopg2
 from sqlalchemy import Connection, Select
-from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.exc import DBAPIError
 
-# SQLAlchemy's dialects are not typed.
-_DIALECT: Final = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
+from .statements import DIALECT
+
 _SIGNATURE: Final = b"PGCOPY\n\xff\r\n\x00"
 _HEADER_BYTES: Final = len(_SIGNATURE) + 8
 _END: Final = b"\xff\xff"
@@ -29,7 +28,7 @@ Row: TypeAlias = list[bytes | None]
 
 def read(connection: Connection, query: Select[Any], receive: Callable[[Row], object]) -> None:
     """Run a query, and hand its rows over as they come; no more than one of them is kept."""
-    compiled = query.compile(dialect=_DIALECT)
+    compiled = query.compile(dialect=DIALECT)
     with closing(connection.connection.cursor()) as made:
         cursor: Any = made
         statement = cursor.mogrify(str(compiled), compiled.params).decode()

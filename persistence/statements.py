@@ -40,7 +40,7 @@ _W: Final = WorkflowRow.__table__.c
 _MOMENT: Final = DateTime(timezone=True)
 
 # SQLAlchemy's dialects are not typed.
-_DIALECT: Final = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
+DIALECT: Final = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
 _PARAMETER: Final = re.compile(r"<<(\w+)>>")
 
 POSITION: Final = (
@@ -223,7 +223,7 @@ class Hot:
     """
 
     def __init__(self, statement: Select[Any]) -> None:
-        compiled = str(statement.compile(dialect=_DIALECT, compile_kwargs={"literal_binds": True}))
+        compiled = str(statement.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True}))
         names = list(dict.fromkeys(_PARAMETER.findall(compiled)))
         # Named by its content: whoever prepared it on a shared connection, it is the same statement.
         self.name = "aegis_" + hashlib.sha256(compiled.encode()).hexdigest()[:16]

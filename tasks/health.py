@@ -27,7 +27,6 @@ from .proof import append_only, ask_anchors, chains, mac
 _PATIENCE: Final = 0.7
 # A sweep that has not run for so many of its intervals is not running, whatever the reason.
 _MISSED_SWEEPS: Final = 10
-_MISSED_ANCHORS: Final = 3
 _SLOW_START: Final = timedelta(seconds=10)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final
@@ -29,7 +29,7 @@ from aegis.core.chain import (
 )
 from aegis.core.errors import NotCanonical
 from aegis.core.finding import Code, Finding
-from aegis.core.verify import StoredCheckpoint, StoredTransition, StoredWorkflow, verify
+from aegis.core.verify import Audit, Evidence, StoredCheckpoint, StoredTransition, StoredWorkflow
 
 DEPLOYMENT: Final = "aegis.example/prod"
 WORKFLOW: Final = "018f6d1e-7b6a-7c3e-9a10-3f3b2c1d0e9f"
@@ -45,6 +45,27 @@ MAX_BYTES: Final = 256 * 1024
 def replace(record: Any, **changes: Any) -> Any:
     """Return the record with other values: stored rows are named tuples, everything else is a dataclass."""
     return record._replace(**changes) if isinstance(record, tuple) else dataclasses.replace(record, **changes)
+
+
+def verify(
+    workflow: StoredWorkflow,
+    transitions: Iterable[StoredTransition],
+    checkpoints: Sequence[StoredCheckpoint],
+    *,
+    deployment: str,
+) -> list[Finding]:
+    """Return everything that is wrong with one history by itself; nothing means intact.
+
+    ``transitions`` come ordered by seq. Verification goes on after the first break, from the
+    stored hash, so that each broken transition is named and no intact one.
+    """
+    audit = Audit(workflow.workflow_id, Evidence(deployment=deployment))
+    own = {stored.seq: stored for stored in checkpoints if stored.number == 0}
+    taken = set()
+    for row in transitions:
+        audit.transition(row, own.get(row.seq), None)
+        taken.add(row.seq)
+    return audit.close(workflow, [stored for stored in checkpoints if stored.number or stored.seq not in taken])
 
 
 # --- the fixed vectors of the format ------------------------------------------------------
