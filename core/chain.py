@@ -29,6 +29,8 @@ _ANY_SIZE: Final = 2**30
 ENGINE_EVENTS: Final[Mapping[str, str | None]] = {
     "created": None,
     "resumed": None,
+    "approved": None,
+    "upgraded": None,
     "retried": None,
     "paused": "paused",
     "cancelled": "cancelled",

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session as Session  # noqa: PLC0414 - for those who m
 
 from ..config.settings import safe_url
 from ..core.errors import ConfigurationError, DatabaseUnavailable, InvalidHandlerResult
+from . import sql
 from .statements import Hot
 
 # A server that shuts down, was demoted, or is not up yet: SQLAlchemy takes only some of these for
@@ -250,7 +251,7 @@ def kept_open(session: Session, name: str) -> Iterator[None]:
 
 def now(connection: Connection) -> datetime:
     """Return the database's time, the only one that counts."""
-    moment: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    moment: datetime = connection.execute(select(sql.now())).scalar_one()
     return moment
 
 

@@ -5,6 +5,7 @@
 ``aegis_payload``     what went into a transition beside the state (event, error, reason)
 ``aegis_checkpoint``  the workflow's data after a transition (number 0), or inside a handler (1, 2, ...)
 ``aegis_event``       what was sent to a workflow, consumed in the transition that took it
+``aegis_effect``      what handlers did to the outside world: begun, done, or in doubt
 ``aegis_worker``      one row a living worker
 ``aegis_sweep``       one row: when the recovery sweep last ran
 ``aegis_deployment``  one row: the name that is hashed into every chain's beginning
@@ -44,6 +45,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from ..core.names import MAX_ID
 
 STATUSES: Final = ("pending", "waiting", "paused", "completed", "failed", "cancelled", "quarantined")
+EFFECT_STATUSES: Final = ("begun", "done", "in doubt")
 ENDED: Final = ("completed", "cancelled")
 CHECKPOINT_KINDS: Final = ("transition", "manual", "periodic")
 REMOVAL_KINDS: Final = ("pruned", "purged")
@@ -89,6 +91,18 @@ class WorkflowRow(Base):
     inbox: Mapped[int] = mapped_column(server_default=text("0"))
     """How many events were received and not consumed."""
     queue: Mapped[str | None]
+    home_queue: Mapped[str | None]
+    """Where the transitions of this workflow run that name no queue; null: on the deployment's."""
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    """0 to 9: what has more goes first."""
+    attributes: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    """What people search by."""
+    deadline: Mapped[datetime | None]
+    """When it has to have ended."""
+    singleton: Mapped[str | None]
+    """Of one type, one workflow that has not ended may have this key."""
+    steered_by: Mapped[str | None]
+    """Who last moved it on from outside: whoever started it, or sent the event that was last taken."""
     moved_at: Mapped[datetime]
     """The ``at`` of the last transition; the next one is never earlier."""
     entered_at: Mapped[datetime]
@@ -142,6 +156,21 @@ class WorkflowRow(Base):
         Index("aegis_workflow_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
         Index("aegis_workflow_owned", "owner", postgresql_where=text("owner IS NOT NULL")),
         Index("aegis_workflow_newest", "created_at", "id"),
+        Index(
+            "aegis_workflow_singleton",
+            "type",
+            "singleton",
+            unique=True,
+            postgresql_where=text("singleton IS NOT NULL AND status NOT IN ('completed', 'cancelled')"),
+        ),
+        Index(
+            "aegis_workflow_attributes",
+            "attributes",
+            postgresql_using="gin",
+            postgresql_ops={"attributes": "jsonb_path_ops"},
+            postgresql_where=text("attributes <> '{}'"),
+        ),
+        CheckConstraint("priority BETWEEN 0 AND 9", name="aegis_workflow_priority_range"),
         # Those that people look for, and that are few.
         Index(
             "aegis_workflow_troubled",
@@ -207,8 +236,12 @@ class CheckpointRow(Base):
     salt: Mapped[bytes]
     commitment: Mapped[bytes]
     at: Mapped[datetime]
+    mac: Mapped[bytes | None]
+    """Of a checkpoint inside a handler, that no transition has committed to yet: its code, where there is a key."""
+    mac_key: Mapped[str | None]
 
     __table_args__ = (
+        CheckConstraint("(mac IS NULL) = (mac_key IS NULL)", name="aegis_checkpoint_mac_has_key"),
         CheckConstraint(_one_of("kind", CHECKPOINT_KINDS), name="aegis_checkpoint_kind_known"),
         CheckConstraint("(number = 0) = (kind = 'transition')", name="aegis_checkpoint_number_of_kind"),
         CheckConstraint("octet_length(commitment) = 32", name="aegis_checkpoint_commitment_is_a_hash"),
@@ -225,6 +258,8 @@ class EventRow(Base):
     name: Mapped[str]
     key: Mapped[str]
     sender: Mapped[str]
+    reason: Mapped[str | None]
+    """Why, in the sender's words."""
     payload: Mapped[bytes]
     received_at: Mapped[datetime]
     consumed_seq: Mapped[int | None] = mapped_column(BigInteger)
@@ -240,6 +275,35 @@ class EventRow(Base):
             postgresql_where=text("consumed_seq IS NOT NULL"),
         ),
         Index("aegis_event_waiting", "workflow_id", "id", postgresql_where=text("consumed_seq IS NULL")),
+    )
+
+
+class EffectRow(Base):
+    """Something that a handler does to the outside world, once for all attempts at its transition."""
+
+    __tablename__ = "aegis_effect"
+
+    workflow_id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    """The one in the handler's ``ctx.key``: the same at every attempt."""
+    name: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[str]
+    key: Mapped[str]
+    """The idempotency key that the outside world was given."""
+    attempt: Mapped[int]
+    actor: Mapped[str]
+    """Who did it, or said how it went."""
+    result: Mapped[bytes | None]
+    """What came of it, as canonical bytes, once it is done."""
+    error: Mapped[dict[str, Any] | None]
+    """Why it is in doubt."""
+    begun_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", EFFECT_STATUSES), name="aegis_effect_status_known"),
+        CheckConstraint("(status = 'done') = (result IS NOT NULL)", name="aegis_effect_done_has_result"),
+        Index("aegis_effect_open", "status", "begun_at", postgresql_where=text("status <> 'done'")),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy import and_, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -29,7 +29,7 @@ from ..core.errors import (
 )
 from ..core.names import check_name, check_new_id
 from ..core.workflow import Workflow, read_payload, registry, snapshot, state_of
-from . import moves
+from . import moves, sql
 from .database import in_transaction
 from .history import is_erased, is_purged, not_found
 from .models import ENDED, CheckpointRow, DeploymentRow, EventRow, TransitionRow, WorkflowRow
@@ -79,7 +79,7 @@ def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) 
         # The data may come from outside, and whoever sends it must not leap over what comes first.
         problem = f"it is {state_of(workflow)!r}; a new workflow is in {definition.initial!r}: leave it out"
         raise InvalidData(f"the data of {definition.type}", [("/state", problem)])
-    named = session.execute(select(DeploymentRow.name, func.clock_timestamp())).one_or_none()
+    named = session.execute(select(DeploymentRow.name, sql.now())).one_or_none()
     if named is None:
         raise no_deployment_name()
     deployment, now = named
@@ -424,7 +424,7 @@ def ring_pending(session: Session, type_name: str, terms: Terms, *, after: str, 
             WorkflowRow.type == type_name,
             WorkflowRow.owner.is_(None),
             or_(
-                WorkflowRow.ready_at <= func.clock_timestamp(),
+                WorkflowRow.ready_at <= sql.now(),
                 and_(WorkflowRow.status == "waiting", WorkflowRow.inbox > 0),
             ),
         )
@@ -432,11 +432,11 @@ def ring_pending(session: Session, type_name: str, terms: Terms, *, after: str, 
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    now = func.clock_timestamp()
+    now = sql.now()
     rows = session.execute(
         update(WorkflowRow)
         .where(WorkflowRow.id.in_(some))
-        .values(status="pending", ready_at=func.least(WorkflowRow.ready_at, now), due_at=now + terms.grace, rings=1)
+        .values(status="pending", ready_at=sql.least(WorkflowRow.ready_at, now), due_at=now + terms.grace, rings=1)
         .returning(WorkflowRow.id, WorkflowRow.seq, WorkflowRow.queue, WorkflowRow.following)
     )
     bells = [
@@ -458,7 +458,7 @@ def lock(session: Session, workflow_id: str) -> tuple[Position, str, datetime]:
     check_name("workflow id", workflow_id)
     table = WorkflowRow.__table__.c
     row = session.execute(
-        select(*(table[name] for name in POSITION), table.status, func.clock_timestamp())
+        select(*(table[name] for name in POSITION), table.status, sql.now())
         .where(table.id == workflow_id)
         .with_for_update()
     ).one_or_none()

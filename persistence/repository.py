@@ -7,7 +7,7 @@ no row comes back from a claim that is somebody else's, none from a write whose 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from ..core.canonical import canonical
 from ..core.machine import WaitingEvent
+from . import sql
 from .models import CheckpointRow, EventRow, TransitionRow, WorkflowRow
 from .records import Claim, Following, Hand, Move, Moved, Position, Snapshot
 from .statements import CLAIM, COMMIT, EVENT, POSITION, SNAPSHOT, Hot
@@ -137,11 +138,11 @@ def moved_to(connection: Connection, move: Move) -> Moved | None:
 
 def fail_attempt(connection: Connection, position: Position, error: Mapping[str, Any], delay: timedelta) -> bool:
     """Note a failed attempt and when the next may begin; False means that the claim was lost."""
-    again = func.clock_timestamp() + delay
+    again = sql.now() + delay
     return _wrote(
         connection,
         _held(position).values(
-            status="pending", ready_at=again, due_at=again, rings=0, error=dict(error), updated_at=_now(), **_UNOWNED
+            status="pending", ready_at=again, due_at=again, rings=0, error=dict(error), updated_at=sql.now(), **_UNOWNED
         ),
     )
 
@@ -157,11 +158,11 @@ def leave(connection: Connection, position: Position, error: Mapping[str, Any] |
     return _wrote(
         connection,
         _held(position).values(
-            attempt=func.greatest(WorkflowRow.attempt - 1, 0),
-            due_at=func.clock_timestamp() + func.least(delay * func.power(2, func.least(before, 20)), _LONGEST_LEAVE),
+            attempt=sql.greatest(WorkflowRow.attempt - 1, 0),
+            due_at=sql.now() + sql.least(delay * func.power(2, sql.least(before, 20)), _LONGEST_LEAVE),
             rings=0,
             error=told,
-            updated_at=_now(),
+            updated_at=sql.now(),
             **_UNOWNED,
         ),
     )
@@ -179,10 +180,10 @@ def send_elsewhere(connection: Connection, position: Position, queue: str | None
         connection,
         _held(position).values(
             queue=queue,
-            attempt=func.greatest(WorkflowRow.attempt - 1, 0),
-            due_at=func.clock_timestamp() + grace,
+            attempt=sql.greatest(WorkflowRow.attempt - 1, 0),
+            due_at=sql.now() + grace,
             rings=1,
-            updated_at=_now(),
+            updated_at=sql.now(),
             **_UNOWNED,
         ),
     )
@@ -204,7 +205,7 @@ def park(connection: Connection, position: Position, following: Following) -> bo
             due_at=following.timer_at,
             rings=0,
             attempt=0,
-            updated_at=_now(),
+            updated_at=sql.now(),
             **_UNOWNED,
         ),
     )
@@ -220,11 +221,11 @@ def hand_over(connection: Connection, workflow_id: str, seq: int, known: Sequenc
             WorkflowRow.id == workflow_id,
             WorkflowRow.seq == seq,
             WorkflowRow.owner.is_(None),
-            WorkflowRow.ready_at <= func.clock_timestamp(),
+            WorkflowRow.ready_at <= sql.now(),
             kind.not_in(list(known)),
         )
         .values(
-            due_at=func.clock_timestamp() + delay,
+            due_at=sql.now() + delay,
             strayed=WorkflowRow.strayed + 1,
             rings=0,
         ),
@@ -238,7 +239,7 @@ def save_progress(connection: Connection, position: Position, snapshot: Snapshot
     """Keep a checkpoint taken inside a handler; False means that the claim was lost."""
     held = (
         _held(position)
-        .values(checkpoint_number=snapshot.number, checkpointed_at=_now(), checkpoint_asked_at=null())
+        .values(checkpoint_number=snapshot.number, checkpointed_at=sql.now(), checkpoint_asked_at=null())
         .returning(WorkflowRow.id, WorkflowRow.seq)
         .cte("held")
     )
@@ -250,7 +251,7 @@ def save_progress(connection: Connection, position: Position, snapshot: Snapshot
         "body": literal(snapshot.body),
         "salt": literal(snapshot.salt),
         "commitment": literal(snapshot.commitment),
-        "at": func.clock_timestamp(),
+        "at": sql.now(),
     }
     written = upsert(CheckpointRow).from_select(list(columns), select(*columns.values()))
     # Written twice where the first answer got lost; the number is ours alone as long as the claim is.
@@ -329,10 +330,6 @@ def _held(position: Position) -> Update:
 def _wrote(connection: Connection, statement: Any) -> bool:
     result: CursorResult[Any] = connection.execute(statement)
     return result.rowcount == 1
-
-
-def _now() -> ColumnElement[datetime]:
-    return func.clock_timestamp()
 
 
 def read_position(row: Sequence[Any]) -> Position:

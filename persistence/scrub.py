@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, func, select, text, update
+from sqlalchemy import Connection, select, text, update
 
+from . import sql
 from .models import ScrubRow, TransitionRow
 
 # What people are told; `aegis verify --all` tells all of it.
@@ -63,11 +64,11 @@ def move_on(connection: Connection, before: Scrub, place: str, verified: int, fo
 def finish(connection: Connection, before: Scrub, verified: int, found: Sequence[str]) -> bool:
     """Note that the round is over, and begin the next; False if another process did."""
     changes = {
-        "finished_at": func.clock_timestamp(),
+        "finished_at": sql.now(),
         "took_from": before.started_at,
         "covered": before.verified + verified,
         "findings": [*before.found, *found][:_MOST_FINDINGS],
-        "started_at": func.clock_timestamp(),
+        "started_at": sql.now(),
         "place": "",
         "verified": 0,
         "found": [],

@@ -34,6 +34,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.types import TypeEngine
 
+from . import sql
 from .models import CheckpointRow, EventRow, PayloadRow, TransitionRow, WorkflowRow
 
 _W: Final = WorkflowRow.__table__.c
@@ -70,7 +71,7 @@ def _claim() -> Select[Any]:
         .where(
             _W.id == _given("workflow_id", Text),
             _W.seq == _given("seq", BigInteger),
-            _W.ready_at <= func.clock_timestamp(),
+            _W.ready_at <= sql.now(),
             or_(_W.owner.is_(None), in_hand, dropped),
             (_W.type + "/" + cast(_W.version, Text)) == func.any(_given("known", ARRAY(Text))),
             mode.c.set.is_not(None),  # read, so that it is run,
@@ -81,9 +82,9 @@ def _claim() -> Select[Any]:
             owner_thread=_given("thread", BigInteger),
             claim=_W.claim + 1,
             attempt=_W.attempt + case((in_hand, 0), else_=1),
-            claimed_at=func.clock_timestamp(),
+            claimed_at=sql.now(),
             strayed=0,
-            updated_at=func.clock_timestamp(),
+            updated_at=sql.now(),
         )
         .returning(*(_W[name] for name in POSITION))
         .cte("claimed")
@@ -107,7 +108,7 @@ def _claim() -> Select[Any]:
         .limit(1)
         .lateral("waiting")
     )
-    return select(*claimed.c, func.clock_timestamp(), *newest.c, *waiting.c).select_from(
+    return select(*claimed.c, sql.now(), *newest.c, *waiting.c).select_from(
         claimed.outerjoin(newest, true()).outerjoin(waiting, true())
     )
 
@@ -149,8 +150,8 @@ def _commit() -> Select[Any]:
             entered_at=_given("entered_at", _MOMENT),
             entered_seq=_given("entered_seq", BigInteger),
             timer_at=timer_at,
-            ready_at=case((rests, null()), (at_once, func.clock_timestamp()), else_=timer_at),
-            due_at=case((rests, null()), (at_once, func.clock_timestamp() + _given("grace", Interval)), else_=timer_at),
+            ready_at=case((rests, null()), (at_once, sql.now()), else_=timer_at),
+            due_at=case((rests, null()), (at_once, sql.now() + _given("grace", Interval)), else_=timer_at),
             rings=case((at_once, 1), else_=0),
             attempt=0,
             owner=null(),
@@ -158,12 +159,12 @@ def _commit() -> Select[Any]:
             owner_thread=null(),
             claimed_at=null(),
             checkpoint_number=0,
-            checkpointed_at=func.clock_timestamp(),
+            checkpointed_at=sql.now(),
             checkpoint_asked_at=null(),
             # A pause that was asked for has happened, or, on a workflow that ended, never will.
             pausing=case((rests, null()), else_=_W.pausing),
             error=_given("error", JSONB),
-            updated_at=func.clock_timestamp(),
+            updated_at=sql.now(),
         )
         .returning(
             _W.id, _W.seq, and_(_W.due_at.is_not(None), _W.rings != literal_column("0")).label("ready"), _W.queue

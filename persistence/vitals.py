@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy import Connection, Text, cast, func, select
 
 from ..core.recovery import Heartbeat, Policy
-from . import audit, database, guards, history, scrub, watch
+from . import audit, database, guards, history, scrub, sql, watch
 from .guards import Guards
 from .models import SweepRow, TransitionRow, WorkflowRow
 from .scrub import Scrub
@@ -56,7 +56,7 @@ def read(connection: Connection, default_queue: str, policy: Policy) -> Vitals:
     """Read the figures, on one connection."""
     now = database.now(connection)
     workers = tuple(watch.heartbeats(connection))
-    saved = func.greatest(WorkflowRow.claimed_at, WorkflowRow.checkpointed_at)
+    saved = sql.greatest(WorkflowRow.claimed_at, WorkflowRow.checkpointed_at)
     running, oldest_save = connection.execute(
         select(func.count(), func.min(saved)).where(WorkflowRow.owner.is_not(None))
     ).one()

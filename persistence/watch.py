@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from ..core.recovery import Claimed, Due, Heartbeat, Policy
+from . import sql
 from .models import SweepRow, WorkerRow, WorkflowRow
 
 # All claims of all workers; far more than any number of workers runs at once.
@@ -22,7 +23,7 @@ _RELEASED: Final[Mapping[str, Any]] = {
     "owner_thread": null(),
     "claimed_at": null(),
     "checkpoint_asked_at": null(),
-    "due_at": func.clock_timestamp(),
+    "due_at": sql.now(),
     "rings": 0,
 }
 
@@ -37,7 +38,7 @@ class Watch:
 
 def begin_sweep(connection: Connection, gap: timedelta) -> Watch:
     """Note that a sweep runs now; after a pause of more than ``gap`` the watch begins anew."""
-    now = func.statement_timestamp()
+    now = sql.began()
     # Not twice in a row: sweeps that are always so far apart would never find anybody dead.
     begins = and_(SweepRow.ran_at < now - gap, SweepRow.since < SweepRow.ran_at)
     row = connection.execute(
@@ -66,7 +67,7 @@ class Worker:
 
 def beat(connection: Connection, worker: Worker) -> None:
     """Write a worker's sign of life."""
-    now = func.clock_timestamp()
+    now = sql.now()
     told = {
         "host": worker.host,
         "pid": worker.pid,
@@ -101,7 +102,7 @@ def heartbeats(connection: Connection) -> list[Heartbeat]:
 
 def living(connection: Connection, timeout: timedelta) -> int:
     """Return how many workers gave a sign of life within the last ``timeout``."""
-    since = func.clock_timestamp() - timeout
+    since = sql.now() - timeout
     return connection.execute(select(func.count()).where(WorkerRow.seen_at > since)).scalar_one()
 
 
@@ -171,7 +172,7 @@ def due(connection: Connection, known: Collection[str], limit: int) -> list[Due]
             WorkflowRow.owner.is_not(None),
             WorkflowRow.strayed > 0,
         )
-        .where(WorkflowRow.due_at <= func.clock_timestamp(), kind == any_(cast(list(known), ARRAY(Text))))
+        .where(WorkflowRow.due_at <= sql.now(), kind == any_(cast(list(known), ARRAY(Text))))
         .order_by(WorkflowRow.due_at)
         .limit(limit)
         # Two sweeps at once share the work instead of queueing for it.
@@ -200,7 +201,7 @@ def look_again(connection: Connection, looks: Mapping[str, timedelta]) -> None:
         connection.execute(
             update(WorkflowRow)
             .where(WorkflowRow.id == any_(cast(ids, ARRAY(Text))))
-            .values(due_at=func.clock_timestamp() + delay, rings=func.least(WorkflowRow.rings + 1, 1000))
+            .values(due_at=sql.now() + delay, rings=sql.least(WorkflowRow.rings + 1, 1000))
         )
 
 
@@ -209,7 +210,7 @@ def postpone(connection: Connection, workflow_ids: Collection[str], delay: timed
     connection.execute(
         update(WorkflowRow)
         .where(WorkflowRow.id == any_(cast(list(workflow_ids), ARRAY(Text))))
-        .values(due_at=func.clock_timestamp() + delay)
+        .values(due_at=sql.now() + delay)
     )
 
 
@@ -220,9 +221,9 @@ def unheard_of(connection: Connection, workflow_ids: Sequence[str]) -> int:
         .where(
             WorkflowRow.id == any_(cast(list(workflow_ids), ARRAY(Text))),
             WorkflowRow.owner.is_(None),
-            WorkflowRow.ready_at <= func.clock_timestamp(),
+            WorkflowRow.ready_at <= sql.now(),
         )
-        .values(due_at=func.clock_timestamp(), rings=0)
+        .values(due_at=sql.now(), rings=0)
     ).rowcount
 
 
@@ -234,8 +235,8 @@ def ready(policy: Policy) -> tuple[ColumnElement[bool], ...]:
     """
     return (
         WorkflowRow.owner.is_(None),
-        WorkflowRow.ready_at <= func.clock_timestamp(),
-        WorkflowRow.due_at <= func.clock_timestamp() + max(policy.longest_look, policy.ring_grace),
+        WorkflowRow.ready_at <= sql.now(),
+        WorkflowRow.due_at <= sql.now() + max(policy.longest_look, policy.ring_grace),
     )
 
 
@@ -243,12 +244,12 @@ def all_due(connection: Connection, policy: Policy, limit: int) -> int:
     """Make at most so many workflows due that could run now and were rung before; return how many."""
     some = (
         select(WorkflowRow.id)
-        .where(*ready(policy), or_(WorkflowRow.rings != 0, WorkflowRow.due_at > func.clock_timestamp()))
+        .where(*ready(policy), or_(WorkflowRow.rings != 0, WorkflowRow.due_at > sql.now()))
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
     return connection.execute(
-        update(WorkflowRow).where(WorkflowRow.id.in_(some)).values(due_at=func.clock_timestamp(), rings=0)
+        update(WorkflowRow).where(WorkflowRow.id.in_(some)).values(due_at=sql.now(), rings=0)
     ).rowcount
 
 
@@ -257,7 +258,7 @@ def due_queues(connection: Connection, known: Collection[str], limit: int) -> se
     kind = WorkflowRow.type + "/" + cast(WorkflowRow.version, Text)
     due = (
         select(WorkflowRow.queue)
-        .where(WorkflowRow.due_at <= func.clock_timestamp(), kind == any_(cast(list(known), ARRAY(Text))))
+        .where(WorkflowRow.due_at <= sql.now(), kind == any_(cast(list(known), ARRAY(Text))))
         .order_by(WorkflowRow.due_at)
         .limit(limit)
         .subquery()
@@ -267,13 +268,13 @@ def due_queues(connection: Connection, known: Collection[str], limit: int) -> se
 
 def ask_for_checkpoints(connection: Connection, interval: timedelta) -> int:
     """Ask every handler for a checkpoint whose last one is older than ``interval``; return how many."""
-    last = func.greatest(WorkflowRow.claimed_at, WorkflowRow.checkpointed_at)
+    last = sql.greatest(WorkflowRow.claimed_at, WorkflowRow.checkpointed_at)
     return connection.execute(
         update(WorkflowRow)
         .where(
             WorkflowRow.owner.is_not(None),
             WorkflowRow.checkpoint_asked_at.is_(None),
-            last < func.clock_timestamp() - interval,
+            last < sql.now() - interval,
         )
-        .values(checkpoint_asked_at=func.clock_timestamp())
+        .values(checkpoint_asked_at=sql.now())
     ).rowcount
