@@ -320,7 +320,8 @@ REFUSED = {
     "aegis_checkpoint_mac_has_key": "UPDATE aegis_checkpoint SET mac = A_HASH",
     "aegis_effect_pkey": "INSERT INTO aegis_effect SELECT 'o', 1, 'e', 'begun', 'k', 1, 'a', NULL, NULL, now(), NULL"
     " FROM generate_series(1, 2)",
-    "aegis_effect_status_known": "INSERT INTO aegis_effect VALUES ('o', 1, 'e', 'lost', 'k', 1, 'a', NULL, NULL, now())",
+    "aegis_effect_status_known": "INSERT INTO aegis_effect VALUES"
+    " ('o', 1, 'e', 'lost', 'k', 1, 'a', NULL, NULL, now())",
     "aegis_effect_done_has_result": "INSERT INTO aegis_effect VALUES"
     " ('o', 1, 'e', 'done', 'k', 1, 'a', NULL, NULL, now())",
     "aegis_worker_pkey": "INSERT INTO aegis_worker SELECT 'w', 'h', 1, '[]', '[]', '[]', now(), now()"
