@@ -84,7 +84,7 @@ class Page:
                 definition=row.definition,
                 state=row.state,
                 status=row.status,
-                seq=row.seq,
+                seq=-1 if row.seq is None else row.seq,  # no history has that
                 head=bytes(row.head or b""),
             )
         for row in connection.execute(_more_checkpoints(span)):

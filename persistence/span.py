@@ -35,7 +35,7 @@ def next_page(connection: Connection, after: str) -> Span:
     rows = connection.execute(select(_W.id, _W.seq).where(_W.id > after).order_by(_W.id).limit(_PAGE)).all()
     total = 0
     for row in rows:
-        total += row.seq + 1
+        total += (row.seq or 0) + 1  # null, where somebody had the table refuse nothing
         if total >= _TRANSITIONS:
             return Span(after=after, last=str(row.id))
     return Span(after=after, last=str(rows[-1].id) if len(rows) == _PAGE else None)
