@@ -5,7 +5,7 @@
 ``aegis_payload``     what went into a transition beside the state (event, error, reason)
 ``aegis_checkpoint``  the workflow's data after a transition (number 0), or inside a handler (1, 2, ...)
 ``aegis_event``       what was sent to a workflow, consumed in the transition that took it
-``aegis_effect``      what handlers did to the outside world: begun, done, or in doubt
+``aegis_effect``      what handlers did to the outside world: begun, done, not done, or in doubt
 ``aegis_worker``      one row a living worker
 ``aegis_sweep``       one row: when the recovery sweep last ran
 ``aegis_deployment``  one row: the name that is hashed into every chain's beginning
@@ -45,7 +45,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from ..core.names import MAX_ID
 
 STATUSES: Final = ("pending", "waiting", "paused", "completed", "failed", "cancelled", "quarantined")
-EFFECT_STATUSES: Final = ("begun", "done", "in doubt")
+EFFECT_STATUSES: Final = ("begun", "done", "not done", "in doubt")
 ENDED: Final = ("completed", "cancelled")
 CHECKPOINT_KINDS: Final = ("transition", "manual", "periodic")
 REMOVAL_KINDS: Final = ("pruned", "purged")
@@ -287,22 +287,31 @@ class EffectRow(Base):
     seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     """The one in the handler's ``ctx.key``: the same at every attempt."""
     name: Mapped[str] = mapped_column(primary_key=True)
+    transition: Mapped[str | None]
+    """The handler that asked for it; null: a person said how it went, and whoever asks is told."""
     status: Mapped[str]
     key: Mapped[str]
     """The idempotency key that the outside world was given."""
+    claim: Mapped[int] = mapped_column(BigInteger)
+    """The claim under which it was begun: two attempts may have one number, two claims never."""
     attempt: Mapped[int]
     actor: Mapped[str]
-    """Who did it, or said how it went."""
+    """Who did it."""
     result: Mapped[bytes | None]
     """What came of it, as canonical bytes, once it is done."""
     error: Mapped[dict[str, Any] | None]
-    """Why it is in doubt."""
+    """What went wrong with it."""
+    resolved_by: Mapped[str | None]
+    """The person who said how it went, where nobody else knew."""
+    reason: Mapped[str | None]
+    """Why, in that person's words."""
     begun_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
 
     __table_args__ = (
         CheckConstraint(_one_of("status", EFFECT_STATUSES), name="aegis_effect_status_known"),
         CheckConstraint("(status = 'done') = (result IS NOT NULL)", name="aegis_effect_done_has_result"),
+        CheckConstraint("(reason IS NULL) = (resolved_by IS NULL)", name="aegis_effect_resolved_has_reason"),
         Index("aegis_effect_open", "status", "begun_at", postgresql_where=text("status <> 'done'")),
     )
 

@@ -318,12 +318,14 @@ REFUSED = {
     "aegis_workflow_singleton": "UPDATE aegis_workflow SET singleton = 'k'; CREATE TEMP TABLE twin AS"
     " SELECT * FROM aegis_workflow; UPDATE twin SET id = 'p'; INSERT INTO aegis_workflow SELECT * FROM twin",
     "aegis_checkpoint_mac_has_key": "UPDATE aegis_checkpoint SET mac = A_HASH",
-    "aegis_effect_pkey": "INSERT INTO aegis_effect SELECT 'o', 1, 'e', 'begun', 'k', 1, 'a', NULL, NULL, now(), NULL"
-    " FROM generate_series(1, 2)",
+    "aegis_effect_pkey": "INSERT INTO aegis_effect SELECT 'o', 1, 'e', 'act', 'begun', 'k', 1, 1, 'a', NULL, NULL,"
+    " NULL, NULL, now(), NULL FROM generate_series(1, 2)",
     "aegis_effect_status_known": "INSERT INTO aegis_effect VALUES"
-    " ('o', 1, 'e', 'lost', 'k', 1, 'a', NULL, NULL, now())",
+    " ('o', 1, 'e', 'act', 'lost', 'k', 1, 1, 'a', NULL, NULL, NULL, NULL, now())",
     "aegis_effect_done_has_result": "INSERT INTO aegis_effect VALUES"
-    " ('o', 1, 'e', 'done', 'k', 1, 'a', NULL, NULL, now())",
+    " ('o', 1, 'e', 'act', 'done', 'k', 1, 1, 'a', NULL, NULL, NULL, NULL, now())",
+    "aegis_effect_resolved_has_reason": "INSERT INTO aegis_effect VALUES"
+    " ('o', 1, 'e', 'act', 'not done', 'k', 1, 1, 'a', NULL, NULL, 'user:ada', NULL, now())",
     "aegis_worker_pkey": "INSERT INTO aegis_worker SELECT 'w', 'h', 1, '[]', '[]', '[]', now(), now()"
     " FROM generate_series(1, 2)",
     "aegis_sweep_is_one": "INSERT INTO aegis_sweep VALUES (2, now(), now())",
