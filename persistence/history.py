@@ -19,6 +19,7 @@ from ..core.errors import (
     WorkflowPurged,
 )
 from ..core.names import SYSTEM, check_name
+from . import sql
 from .models import CheckpointRow, PayloadRow, RemovalRow, TransitionRow, WorkflowRow
 from .records import WorkflowSummary, WorkflowTransition
 
@@ -74,7 +75,7 @@ def summaries(
     if before is not None:
         created_at, workflow_id = before
         query = query.where(
-            tuple_(WorkflowRow.created_at, WorkflowRow.id) < tuple_(literal(created_at), literal(workflow_id))
+            tuple_(WorkflowRow.created_at, WorkflowRow.id) < tuple_(sql.moment(created_at), literal(workflow_id))
         )
     return [_read_summary(row) for row in connection.execute(query.limit(limit))]
 

@@ -8,11 +8,10 @@ from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection
 
 from ..core.errors import SchemaMismatch
-from . import schema
+from . import schema, sql
 from .database import Database
 from .models import Base, DeploymentRow, LogStateRow, ScrubRow, SweepRow
 
@@ -44,7 +43,7 @@ def upgrade(database: Database, *, deployment: str = "") -> str:
 
 def first_rows(connection: Connection, deployment: str) -> None:
     """Write the rows that a deployment begins with, one to a table, where they are not there yet."""
-    now = text("clock_timestamp()")
+    now = sql.now()
     rows: dict[type[Base], dict[str, Any]] = {
         DeploymentRow: {"name": deployment, "created_at": now},
         SweepRow: {"ran_at": now, "since": now},
@@ -52,4 +51,4 @@ def first_rows(connection: Connection, deployment: str) -> None:
         ScrubRow: {"started_at": now, "place": "", "verified": 0, "covered": 0, "found": [], "findings": []},
     }
     for table, values in rows.items():
-        connection.execute(insert(table).values(id=1, **values).on_conflict_do_nothing())
+        connection.execute(sql.upsert(table).values(id=1, **values).on_conflict_do_nothing())

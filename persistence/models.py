@@ -29,7 +29,6 @@ from typing import Any, Final
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
-    DateTime,
     Identity,
     Index,
     LargeBinary,
@@ -37,18 +36,20 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     UniqueConstraint,
+    column,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from ..core.names import MAX_ID
+from . import sql
 
 STATUSES: Final = ("pending", "waiting", "paused", "completed", "failed", "cancelled", "quarantined")
 EFFECT_STATUSES: Final = ("begun", "done", "not done", "in doubt")
 ENDED: Final = ("completed", "cancelled")
 CHECKPOINT_KINDS: Final = ("transition", "manual", "periodic")
 REMOVAL_KINDS: Final = ("pruned", "purged")
+HASH_BYTES: Final = 32
 
 
 class Base(DeclarativeBase):
@@ -58,11 +59,20 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way to say it
         str: Text,
         bytes: LargeBinary,
-        datetime: DateTime(timezone=True),
-        dict[str, Any]: JSONB(none_as_null=True),
-        list[str]: JSONB,
-        list[int]: JSONB,
+        datetime: sql.MOMENT,
+        dict[str, Any]: sql.document(none_as_null=True),
+        list[str]: sql.document(),
+        list[int]: sql.document(),
     }
+
+
+def _hash(column_: str, name: str) -> CheckConstraint:
+    return CheckConstraint(sql.bytes_in(column(column_)) == HASH_BYTES, name=name)
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """Limit an index to some rows."""
+    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> str:
@@ -95,7 +105,7 @@ class WorkflowRow(Base):
     """Where the transitions of this workflow run that name no queue; null: on the deployment's."""
     priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     """0 to 9: what has more goes first."""
-    attributes: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    attributes: Mapped[dict[str, Any]] = mapped_column(sql.document(), server_default=text("'{}'"))
     """What people search by."""
     deadline: Mapped[datetime | None]
     """When it has to have ended."""
@@ -146,30 +156,30 @@ class WorkflowRow(Base):
     __table_args__ = (
         CheckConstraint(f"length(id) BETWEEN 1 AND {MAX_ID}", name="aegis_workflow_id_length"),
         CheckConstraint(_one_of("status", STATUSES), name="aegis_workflow_status_known"),
-        CheckConstraint("octet_length(head) = 32", name="aegis_workflow_head_is_a_hash"),
+        _hash("head", "aegis_workflow_head_is_a_hash"),
         CheckConstraint("seq >= 0 AND claim >= 0 AND attempt >= 0 AND inbox >= 0", name="aegis_workflow_counts"),
         CheckConstraint("(owner IS NULL) = (owner_pid IS NULL)", name="aegis_workflow_owner_has_pid"),
         CheckConstraint(
             "status IN ('pending', 'waiting') OR (due_at IS NULL AND ready_at IS NULL AND owner IS NULL)",
             name="aegis_workflow_at_rest",
         ),
-        Index("aegis_workflow_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
-        Index("aegis_workflow_owned", "owner", postgresql_where=text("owner IS NOT NULL")),
+        Index("aegis_workflow_due", "due_at", **_where("due_at IS NOT NULL")),
+        Index("aegis_workflow_owned", "owner", **_where("owner IS NOT NULL")),
         Index("aegis_workflow_newest", "created_at", "id"),
         Index(
             "aegis_workflow_singleton",
             "type",
             "singleton",
             unique=True,
-            postgresql_where=text("singleton IS NOT NULL AND status NOT IN ('completed', 'cancelled')"),
+            **_where("singleton IS NOT NULL AND status NOT IN ('completed', 'cancelled')"),
         ),
         Index(
             "aegis_workflow_attributes",
             "attributes",
             postgresql_using="gin",
             postgresql_ops={"attributes": "jsonb_path_ops"},
-            postgresql_where=text("attributes <> '{}'"),
-        ),
+            **_where("attributes <> '{}'"),
+        ).ddl_if(dialect="postgresql"),
         CheckConstraint("priority BETWEEN 0 AND 9", name="aegis_workflow_priority_range"),
         # Those that people look for, and that are few.
         Index(
@@ -177,7 +187,7 @@ class WorkflowRow(Base):
             "status",
             "created_at",
             "id",
-            postgresql_where=text("status IN ('failed', 'quarantined', 'paused', 'cancelled')"),
+            **_where("status IN ('failed', 'quarantined', 'paused', 'cancelled')"),
         ),
     )
 
@@ -201,13 +211,13 @@ class TransitionRow(Base):
     """HMAC of the hash, where the deployment has a key."""
     mac_key: Mapped[str | None]
     """Which key."""
-    xact: Mapped[int] = mapped_column(BigInteger, server_default=text("(pg_current_xact_id()::text)::bigint"))
+    xact: Mapped[int] = mapped_column(BigInteger, server_default=sql.this_transaction())
     """The database's transaction: what the log has not taken up yet is found by it."""
 
     __table_args__ = (
-        CheckConstraint("octet_length(hash) = 32", name="aegis_transition_hash_is_a_hash"),
+        _hash("hash", "aegis_transition_hash_is_a_hash"),
         CheckConstraint("(mac IS NULL) = (mac_key IS NULL)", name="aegis_transition_mac_has_key"),
-        CheckConstraint("octet_length(mac) = 32", name="aegis_transition_mac_is_a_hash"),
+        _hash("mac", "aegis_transition_mac_is_a_hash"),
         Index("aegis_transition_xact", "xact"),
     )
 
@@ -244,7 +254,7 @@ class CheckpointRow(Base):
         CheckConstraint("(mac IS NULL) = (mac_key IS NULL)", name="aegis_checkpoint_mac_has_key"),
         CheckConstraint(_one_of("kind", CHECKPOINT_KINDS), name="aegis_checkpoint_kind_known"),
         CheckConstraint("(number = 0) = (kind = 'transition')", name="aegis_checkpoint_number_of_kind"),
-        CheckConstraint("octet_length(commitment) = 32", name="aegis_checkpoint_commitment_is_a_hash"),
+        _hash("commitment", "aegis_checkpoint_commitment_is_a_hash"),
     )
 
 
@@ -253,7 +263,7 @@ class EventRow(Base):
 
     __tablename__ = "aegis_event"
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    id: Mapped[int] = mapped_column(sql.COUNTER, Identity(always=True), primary_key=True)
     workflow_id: Mapped[str]
     name: Mapped[str]
     key: Mapped[str]
@@ -272,9 +282,9 @@ class EventRow(Base):
             "workflow_id",
             "consumed_seq",
             unique=True,
-            postgresql_where=text("consumed_seq IS NOT NULL"),
+            **_where("consumed_seq IS NOT NULL"),
         ),
-        Index("aegis_event_waiting", "workflow_id", "id", postgresql_where=text("consumed_seq IS NULL")),
+        Index("aegis_event_waiting", "workflow_id", "id", **_where("consumed_seq IS NULL")),
     )
 
 
@@ -312,7 +322,7 @@ class EffectRow(Base):
         CheckConstraint(_one_of("status", EFFECT_STATUSES), name="aegis_effect_status_known"),
         CheckConstraint("(status = 'done') = (result IS NOT NULL)", name="aegis_effect_done_has_result"),
         CheckConstraint("(reason IS NULL) = (resolved_by IS NULL)", name="aegis_effect_resolved_has_reason"),
-        Index("aegis_effect_open", "status", "begun_at", postgresql_where=text("status <> 'done'")),
+        Index("aegis_effect_open", "status", "begun_at", **_where("status <> 'done'")),
     )
 
 
@@ -375,7 +385,7 @@ class LogRow(Base):
     __table_args__ = (
         UniqueConstraint("workflow_id", "seq", name="aegis_log_once"),
         CheckConstraint("log_index >= 0", name="aegis_log_index_counts"),
-        CheckConstraint("octet_length(hash) = 32", name="aegis_log_hash_is_a_hash"),
+        _hash("hash", "aegis_log_hash_is_a_hash"),
     )
 
 
@@ -388,7 +398,7 @@ class NodeRow(Base):
     number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     hash: Mapped[bytes]
 
-    __table_args__ = (CheckConstraint("octet_length(hash) = 32", name="aegis_log_node_hash_is_a_hash"),)
+    __table_args__ = (_hash("hash", "aegis_log_node_hash_is_a_hash"),)
 
 
 class LogStateRow(Base):
@@ -411,13 +421,13 @@ class AnchorRow(Base):
 
     __tablename__ = "aegis_anchor"
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    id: Mapped[int] = mapped_column(sql.COUNTER, Identity(always=True), primary_key=True)
     size: Mapped[int] = mapped_column(BigInteger)
     root: Mapped[bytes]
     at: Mapped[datetime]
     note: Mapped[str]
 
-    __table_args__ = (CheckConstraint("octet_length(root) = 32", name="aegis_anchor_root_is_a_hash"),)
+    __table_args__ = (_hash("root", "aegis_anchor_root_is_a_hash"),)
 
 
 class RemovalRow(Base):

@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import and_, insert, or_, select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from ..core.bell import Bell
@@ -96,7 +95,7 @@ def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) 
     )
     at_once = following.at_once
     accepted = session.execute(
-        upsert(WorkflowRow)
+        sql.upsert(WorkflowRow)
         .values(
             id=workflow_id,
             type=definition.type,

@@ -16,7 +16,6 @@ from sqlalchemy import (
     Select,
     Text,
     and_,
-    any_,
     cast,
     delete,
     func,
@@ -326,7 +325,7 @@ def span_text(span: timedelta) -> str:
 
 
 def _among(column: Any, ids: Sequence[str]) -> ColumnElement[bool]:
-    among: ColumnElement[bool] = column == any_(cast(list(ids), ARRAY(Text)))
+    among: ColumnElement[bool] = column.in_(ids)
     return among
 
 

@@ -15,10 +15,8 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     CursorResult,
-    Integer,
     Text,
     Update,
-    case,
     cast,
     func,
     literal,
@@ -26,8 +24,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql import insert as upsert
 
 from ..core.canonical import canonical
 from ..core.machine import WaitingEvent
@@ -153,25 +149,21 @@ def leave(connection: Connection, position: Position, error: Mapping[str, Any] |
     ``delay`` doubles each time that it happens again before anything else does: nothing else
     bounds how often, and what takes the database down would do so every second.
     """
-    before = _times(WorkflowRow.__table__.c.error)
-    told = null() if error is None else literal(dict(error), JSONB) + func.jsonb_build_object("times", before + 1)
+    before = sql.count_in(WorkflowRow.error, "times")
+    kept = literal(None if error is None else dict(error), WorkflowRow.__table__.c.error.type)
+    doubled = func.power(2, sql.least(before, 20)) * sql.span(delay)
+    told = null() if error is None else sql.with_count(kept, "times", before + 1)
     return _wrote(
         connection,
         _held(position).values(
             attempt=sql.greatest(WorkflowRow.attempt - 1, 0),
-            due_at=sql.now() + sql.least(delay * func.power(2, sql.least(before, 20)), _LONGEST_LEAVE),
+            due_at=sql.now() + sql.least(doubled, sql.span(_LONGEST_LEAVE)),
             rings=0,
             error=told,
             updated_at=sql.now(),
             **_UNOWNED,
         ),
     )
-
-
-def _times(error: ColumnElement[Any]) -> ColumnElement[int]:
-    """How often the same has been noted so far."""
-    times = error["times"]
-    return case((func.jsonb_typeof(times) == "number", cast(times.astext, Integer)), else_=0)
 
 
 def send_elsewhere(connection: Connection, position: Position, queue: str | None, grace: timedelta) -> bool:
@@ -253,7 +245,7 @@ def save_progress(connection: Connection, position: Position, snapshot: Snapshot
         "commitment": literal(snapshot.commitment),
         "at": sql.now(),
     }
-    written = upsert(CheckpointRow).from_select(list(columns), select(*columns.values()))
+    written = sql.upsert(CheckpointRow).from_select(list(columns), select(*columns.values()))
     # Written twice where the first answer got lost; the number is ours alone as long as the claim is.
     again = written.on_conflict_do_update(
         index_elements=["workflow_id", "seq", "number"],

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import insert
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from ..core.canonical import Json
@@ -21,7 +20,7 @@ from ..core.errors import WorkflowNotFound
 from ..core.names import SYSTEM, SYSTEM_TYPE
 from ..core.removal import removals_digest
 from . import database as databases
-from . import moves
+from . import moves, sql
 from .database import in_transaction
 from .models import RemovalRow, WorkflowRow
 from .operations import Terms, lock, write_first
@@ -96,7 +95,7 @@ def _begin(session: Session, terms: Terms) -> None:
     first = _first(session, terms)
     now = first.envelope.at
     begun = session.execute(
-        upsert(WorkflowRow)
+        sql.upsert(WorkflowRow)
         .values(
             id=SYSTEM,
             type=SYSTEM_TYPE,

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, and_, insert, or_, select
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from ..core.anchor import Anchor
@@ -28,7 +27,7 @@ from ..core.names import check_name, check_new_id
 from ..core.note import VerifierKey
 from ..core.workflow import registry, state_of
 from . import database as databases
-from . import moves, system
+from . import moves, sql, system
 from .absent import Records
 from .database import in_transaction
 from .history import is_purged, not_found
@@ -392,7 +391,7 @@ def _take_id(session: Session, incoming: _Incoming) -> None:
     head, following, moments = incoming.bundle.head, incoming.following, incoming.moments
     now = databases.now(session.connection())
     taken = session.execute(
-        upsert(WorkflowRow)
+        sql.upsert(WorkflowRow)
         .values(
             id=head.workflow_id,
             type=head.type,
@@ -453,7 +452,7 @@ def _write_history(session: Session, incoming: _Incoming) -> None:
         if rows:
             session.execute(insert(table), rows)
     if events := list(_event_rows(incoming)):
-        session.execute(upsert(EventRow).on_conflict_do_nothing(), events)
+        session.execute(sql.upsert(EventRow).on_conflict_do_nothing(), events)
 
 
 def _transition_row(incoming: _Incoming, one: BundledTransition) -> dict[str, Any]:

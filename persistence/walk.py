@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Select, literal, select, tuple_
 
 from ..core.names import SYSTEM
+from . import sql
 from .models import WorkflowRow
 
 _PAGE: Final = 500
@@ -58,7 +59,7 @@ def page(place: Place, until: datetime, chosen: ColumnElement[bool]) -> Select[A
     return (
         select(_W.id, _W.seq, _W.created_at, chosen.label("chosen"))
         .where(
-            tuple_(_W.created_at, _W.id) > tuple_(literal(place.created_at), literal(place.workflow_id)),
+            tuple_(_W.created_at, _W.id) > tuple_(sql.moment(place.created_at), literal(place.workflow_id)),
             _W.created_at < until,
             _W.id != SYSTEM,
         )

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Text, and_, any_, case, cast, delete, func, null, or_, select, update
-from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import ColumnElement, Connection, Text, and_, case, cast, delete, func, null, or_, select, update
 
 from ..core.recovery import Claimed, Due, Heartbeat, Policy
 from . import sql
@@ -77,7 +75,7 @@ def beat(connection: Connection, worker: Worker) -> None:
         "seen_at": now,
     }
     connection.execute(
-        upsert(WorkerRow)
+        sql.upsert(WorkerRow)
         .values(id=worker.id, started_at=now, **told)
         .on_conflict_do_update(index_elements=[WorkerRow.id], set_=told)
     )
@@ -172,7 +170,7 @@ def due(connection: Connection, known: Collection[str], limit: int) -> list[Due]
             WorkflowRow.owner.is_not(None),
             WorkflowRow.strayed > 0,
         )
-        .where(WorkflowRow.due_at <= sql.now(), kind == any_(cast(list(known), ARRAY(Text))))
+        .where(WorkflowRow.due_at <= sql.now(), kind.in_(known))
         .order_by(WorkflowRow.due_at)
         .limit(limit)
         # Two sweeps at once share the work instead of queueing for it.
@@ -200,18 +198,14 @@ def look_again(connection: Connection, looks: Mapping[str, timedelta]) -> None:
     for delay, ids in by_delay.items():
         connection.execute(
             update(WorkflowRow)
-            .where(WorkflowRow.id == any_(cast(ids, ARRAY(Text))))
+            .where(WorkflowRow.id.in_(ids))
             .values(due_at=sql.now() + delay, rings=sql.least(WorkflowRow.rings + 1, 1000))
         )
 
 
 def postpone(connection: Connection, workflow_ids: Collection[str], delay: timedelta) -> None:
     """Move the ``due_at`` of locked workflows on, as if nobody had looked."""
-    connection.execute(
-        update(WorkflowRow)
-        .where(WorkflowRow.id == any_(cast(list(workflow_ids), ARRAY(Text))))
-        .values(due_at=sql.now() + delay)
-    )
+    connection.execute(update(WorkflowRow).where(WorkflowRow.id.in_(workflow_ids)).values(due_at=sql.now() + delay))
 
 
 def unheard_of(connection: Connection, workflow_ids: Sequence[str]) -> int:
@@ -219,7 +213,7 @@ def unheard_of(connection: Connection, workflow_ids: Sequence[str]) -> int:
     return connection.execute(
         update(WorkflowRow)
         .where(
-            WorkflowRow.id == any_(cast(list(workflow_ids), ARRAY(Text))),
+            WorkflowRow.id.in_(workflow_ids),
             WorkflowRow.owner.is_(None),
             WorkflowRow.ready_at <= sql.now(),
         )
@@ -258,7 +252,7 @@ def due_queues(connection: Connection, known: Collection[str], limit: int) -> se
     kind = WorkflowRow.type + "/" + cast(WorkflowRow.version, Text)
     due = (
         select(WorkflowRow.queue)
-        .where(WorkflowRow.due_at <= sql.now(), kind == any_(cast(list(known), ARRAY(Text))))
+        .where(WorkflowRow.due_at <= sql.now(), kind.in_(known))
         .order_by(WorkflowRow.due_at)
         .limit(limit)
         .subquery()

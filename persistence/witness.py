@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeAlias
 
-from sqlalchemy import BigInteger, Connection, Text, cast, func, literal, or_, select
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import BigInteger, Connection, Text, cast, func, literal, or_, select, tuple_
 
 from ..core.anchor import Entry
 from ..core.finding import Code, Finding, Severity
@@ -29,6 +28,8 @@ _BITS: Final = 8
 # More levels than any log of 64-bit indexes has.
 _MOST_LEVELS: Final = 7
 _MOST_TOLD: Final = 100
+# Keys in one statement.
+_AT_ONCE: Final = 500
 _LARGEST: Final = 2**63 - 1
 
 _T: Final = TransitionRow.__table__.c
@@ -237,19 +238,12 @@ def judge(connection: Connection, places: Sequence[Place], records: Records) -> 
 def _hashes(connection: Connection, keys: Sequence[Key]) -> dict[Key, bytes]:
     if not keys:
         return {}
-    wanted = (
-        func.unnest(cast([key[0] for key in keys], ARRAY(Text)), cast([key[1] for key in keys], ARRAY(_T.seq.type)))
-        .table_valued("workflow_id", "seq")
-        .render_derived()
-    )
-    rows = connection.execute(
-        select(_T.workflow_id, _T.seq, _T.hash).join_from(
-            wanted,
-            TransitionRow,
-            (_T.workflow_id == wanted.c.workflow_id) & (_T.seq == wanted.c.seq),
-        )
-    )
-    return {(row[0], row[1]): bytes(row[2] or b"") for row in rows}
+    found: dict[Key, bytes] = {}
+    for start in range(0, len(keys), _AT_ONCE):
+        some = tuple_(_T.workflow_id, _T.seq).in_(keys[start : start + _AT_ONCE])
+        rows = connection.execute(select(_T.workflow_id, _T.seq, _T.hash).where(some))
+        found |= {(row[0], row[1]): bytes(row[2] or b"") for row in rows}
+    return found
 
 
 class _Lost:
