@@ -1,21 +1,25 @@
-"""The two hot statements, written with SQLAlchemy Core against the tables and compiled once."""
+"""The two hot statements, written with SQLAlchemy Core against the tables and compiled once.
+
+What they write is said once, by functions that are given the ``Words`` of a database; PostgreSQL does all
+of it in one statement each, SQLite one after the other (``plain.py``).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, Protocol, TypeAlias
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     ColumnElement,
-    DateTime,
     Integer,
-    Interval,
     LargeBinary,
     Select,
     Text,
+    Update,
     and_,
     case,
     cast,
@@ -32,13 +36,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
+from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.types import TypeEngine
 
 from . import sql
 from .models import CheckpointRow, EventRow, PayloadRow, TransitionRow, WorkflowRow
 
 _W: Final = WorkflowRow.__table__.c
-_MOMENT: Final = DateTime(timezone=True)
+_MOMENT: Final = sql.MOMENT
 
 # SQLAlchemy's dialects are not typed.
 DIALECT: Final = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
@@ -53,39 +58,78 @@ SNAPSHOT: Final = ("body", "number", "salt", "commitment")
 EVENT: Final = ("id", "name", "key", "sender", "payload", "received_at")
 
 
-def _given(name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> ColumnElement[Any]:
-    """Return a parameter that PostgreSQL knows the type of, also where it is null or selected."""
-    return cast(literal_column(f"<<{name}>>"), type_)
+class Words(Protocol):
+    """How a database is told what the statements are given."""
+
+    def given(self, name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> ColumnElement[Any]:
+        """Return a parameter."""
+
+    def among(self, column: ColumnElement[Any], name: str, type_: type[TypeEngine[Any]]) -> ColumnElement[bool]:
+        """Return the condition that a column is one of a parameter's several."""
+
+    def document(self, name: str) -> ColumnElement[Any]:
+        """Return a parameter that is a JSON document, given as canonical text."""
+
+    @property
+    def no_list(self) -> ColumnElement[Any]:
+        """The document ``[]``."""
 
 
-def _claim() -> Select[Any]:
-    # A claim that a crash of PostgreSQL takes back has harmed nothing: it does not wait for the
-    # disk. The setting ends with the statement's own transaction.
-    mode = select(func.set_config("synchronous_commit", "off", true()).label("set")).cte("mode")
-    ours = _W.owner == _given("worker", Text)
+class _PostgreSQL:
+    def given(self, name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> ColumnElement[Any]:
+        """Return a parameter that PostgreSQL knows the type of, also where it is null or selected."""
+        return cast(literal_column(f"<<{name}>>"), type_)
+
+    def among(self, column: ColumnElement[Any], name: str, type_: type[TypeEngine[Any]]) -> ColumnElement[bool]:
+        return column == func.any(self.given(name, ARRAY(type_)))
+
+    def document(self, name: str) -> ColumnElement[Any]:
+        return self.given(name, JSONB)
+
+    @property
+    def no_list(self) -> ColumnElement[Any]:
+        return cast(literal("[]"), JSONB)
+
+
+# --- claim ------------------------------------------------------------------------------------
+
+
+def taking(words: Words) -> Update:
+    """Return the write that takes a workflow in hand."""
+    given = words.given
+    ours = _W.owner == given("worker", Text)
     # A hand that asks for work holds none: what is in it was left over when an answer got lost.
-    in_hand = and_(ours, _W.owner_pid == _given("pid", Integer), _W.owner_thread == _given("thread", BigInteger))
-    dropped = and_(ours, _W.owner_pid == func.any(_given("gone", ARRAY(Integer))))
-    claimed = (
+    in_hand = and_(ours, _W.owner_pid == given("pid", Integer), _W.owner_thread == given("thread", BigInteger))
+    dropped = and_(ours, words.among(_W.owner_pid, "gone", Integer))
+    return (
         update(WorkflowRow)
         .where(
-            _W.id == _given("workflow_id", Text),
-            _W.seq == _given("seq", BigInteger),
+            _W.id == given("workflow_id", Text),
+            _W.seq == given("seq", BigInteger),
             _W.ready_at <= sql.now(),
             or_(_W.owner.is_(None), in_hand, dropped),
-            (_W.type + "/" + cast(_W.version, Text)) == func.any(_given("known", ARRAY(Text))),
-            mode.c.set.is_not(None),  # read, so that it is run,
+            words.among(_W.type + "/" + cast(_W.version, Text), "known", Text),
         )
         .values(
-            owner=_given("worker", Text),
-            owner_pid=_given("pid", Integer),
-            owner_thread=_given("thread", BigInteger),
+            owner=given("worker", Text),
+            owner_pid=given("pid", Integer),
+            owner_thread=given("thread", BigInteger),
             claim=_W.claim + 1,
             attempt=_W.attempt + case((in_hand, 0), else_=1),
             claimed_at=sql.now(),
             strayed=0,
             updated_at=sql.now(),
         )
+    )
+
+
+def _claim() -> Select[Any]:
+    # A claim that a crash of PostgreSQL takes back has harmed nothing: it does not wait for the
+    # disk. The setting ends with the statement's own transaction.
+    mode = select(func.set_config("synchronous_commit", "off", true()).label("set")).cte("mode")
+    claimed = (
+        taking(_PostgreSQL())
+        .where(mode.c.set.is_not(None))  # read, so that it is run
         .returning(*(_W[name] for name in POSITION))
         .cte("claimed")
     )
@@ -113,45 +157,50 @@ def _claim() -> Select[Any]:
     )
 
 
-def _commit() -> Select[Any]:
-    seq = _given("seq", BigInteger)
-    ended = _given("ended", Boolean)
-    status = _given("status", Text)
-    inbox = _W.inbox - case((_given("event_id", BigInteger).is_not(None), 1), else_=0)
+# --- commit -----------------------------------------------------------------------------------
+
+
+def moving(words: Words) -> ReturningUpdate[Any]:
+    """Return the write that moves a workflow's row on."""
+    given = words.given
+    seq = given("seq", BigInteger)
+    ended = given("ended", Boolean)
+    status = given("status", Text)
+    inbox = _W.inbox - case((given("event_id", BigInteger).is_not(None), 1), else_=0)
     # A pause was asked for, or an event came, while the handler ran: then the next claim sees to it.
-    called = or_(_W.pausing.is_not(None), and_(inbox > 0, _given("accepts", JSONB) != cast(literal("[]"), JSONB)))
+    called = or_(_W.pausing.is_not(None), and_(inbox > 0, words.document("accepts") != words.no_list))
     rests = or_(ended, status.is_not(None))
-    at_once = or_(_given("at_once", Boolean), called)
-    timer_at = _given("timer_at", _MOMENT)
-    moved = (
+    at_once = or_(given("at_once", Boolean), called)
+    timer_at = given("timer_at", _MOMENT)
+    return (
         update(WorkflowRow)
         .where(
-            _W.id == _given("workflow_id", Text),
+            _W.id == given("workflow_id", Text),
             # The fence: a worker presumed dead, and a person who was overtaken, change no row.
             _W.seq == seq - 1,
-            _W.claim == _given("claim", BigInteger),
+            _W.claim == given("claim", BigInteger),
         )
         .values(
             seq=seq,
-            head=_given("hash", LargeBinary),
-            version=_given("version", Integer),
-            definition=_given("definition", Text),
-            state=_given("state", Text),
+            head=given("hash", LargeBinary),
+            version=given("version", Integer),
+            definition=given("definition", Text),
+            state=given("state", Text),
             status=case((status.is_not(None), status), (ended, "completed"), (at_once, "pending"), else_="waiting"),
-            following=_given("following", Text),
-            accepts=_given("accepts", JSONB),
+            following=given("following", Text),
+            accepts=words.document("accepts"),
             inbox=inbox,
             # An event that waits already may be for other workers than the timer.
             queue=case(
-                (and_(called, not_(_given("at_once", Boolean))), _given("event_queue", Text)),
-                else_=_given("queue", Text),
+                (and_(called, not_(given("at_once", Boolean))), given("event_queue", Text)),
+                else_=given("queue", Text),
             ),
-            moved_at=_given("at", _MOMENT),
-            entered_at=_given("entered_at", _MOMENT),
-            entered_seq=_given("entered_seq", BigInteger),
+            moved_at=given("at", _MOMENT),
+            entered_at=given("entered_at", _MOMENT),
+            entered_seq=given("entered_seq", BigInteger),
             timer_at=timer_at,
             ready_at=case((rests, null()), (at_once, sql.now()), else_=timer_at),
-            due_at=case((rests, null()), (at_once, sql.now() + _given("grace", Interval)), else_=timer_at),
+            due_at=case((rests, null()), (at_once, sql.now() + given("grace", sql.SPAN)), else_=timer_at),
             rings=case((at_once, 1), else_=0),
             attempt=0,
             owner=null(),
@@ -163,64 +212,94 @@ def _commit() -> Select[Any]:
             checkpoint_asked_at=null(),
             # A pause that was asked for has happened, or, on a workflow that ended, never will.
             pausing=case((rests, null()), else_=_W.pausing),
-            error=_given("error", JSONB),
+            error=words.document("error"),
             updated_at=sql.now(),
         )
         .returning(
             _W.id, _W.seq, and_(_W.due_at.is_not(None), _W.rings != literal_column("0")).label("ready"), _W.queue
         )
-        .cte("moved")
     )
 
-    def written(table: Any, **columns: ColumnElement[Any]) -> Any:
-        return insert(table).from_select(list(columns), select(*columns.values()).select_from(moved))
 
-    recorded = written(
-        TransitionRow,
-        workflow_id=moved.c.id,
-        seq=moved.c.seq,
-        event=_given("event", Text),
-        from_state=_given("from_state", Text),
-        to_state=_given("state", Text),
-        actor=_given("actor", Text),
-        attempt=_given("attempt", Integer),
-        at=_given("at", _MOMENT),
-        envelope=_given("envelope", LargeBinary),
-        hash=_given("hash", LargeBinary),
-        mac=_given("mac", LargeBinary),
-        mac_key=_given("mac_key", Text),
-    )
-    saved = written(
-        CheckpointRow,
-        workflow_id=moved.c.id,
-        seq=moved.c.seq,
-        number=literal(0),
-        kind=literal("transition"),
-        body=_given("checkpoint", LargeBinary),
-        salt=_given("checkpoint_salt", LargeBinary),
-        commitment=_given("commitment", LargeBinary),
-        at=_given("at", _MOMENT),
-    )
-    payload = _given("payload", LargeBinary)
-    attached = insert(PayloadRow).from_select(
-        ["workflow_id", "seq", "body", "salt"],
-        select(moved.c.id, moved.c.seq, payload, _given("payload_salt", LargeBinary)).where(payload.is_not(None)),
-    )
-    consumed = (
-        update(EventRow)
-        .where(EventRow.id == _given("event_id", BigInteger), EventRow.workflow_id == moved.c.id)
-        .values(consumed_seq=moved.c.seq)
-    )
+Columns: TypeAlias = Mapping[str, ColumnElement[Any]]
+
+
+def transition_of(words: Words, workflow_id: ColumnElement[Any], seq: ColumnElement[Any]) -> Columns:
+    """Return the columns of the transition's row."""
+    given = words.given
+    return {
+        "workflow_id": workflow_id,
+        "seq": seq,
+        "event": given("event", Text),
+        "from_state": given("from_state", Text),
+        "to_state": given("state", Text),
+        "actor": given("actor", Text),
+        "attempt": given("attempt", Integer),
+        "at": given("at", _MOMENT),
+        "envelope": given("envelope", LargeBinary),
+        "hash": given("hash", LargeBinary),
+        "mac": given("mac", LargeBinary),
+        "mac_key": given("mac_key", Text),
+    }
+
+
+def checkpoint_of(words: Words, workflow_id: ColumnElement[Any], seq: ColumnElement[Any]) -> Columns:
+    """Return the columns of its checkpoint's row."""
+    given = words.given
+    return {
+        "workflow_id": workflow_id,
+        "seq": seq,
+        "number": literal(0),
+        "kind": literal("transition"),
+        "body": given("checkpoint", LargeBinary),
+        "salt": given("checkpoint_salt", LargeBinary),
+        "commitment": given("commitment", LargeBinary),
+        "at": given("at", _MOMENT),
+    }
+
+
+def payload_of(words: Words, workflow_id: ColumnElement[Any], seq: ColumnElement[Any]) -> Columns:
+    """Return the columns of its payload's row; there is one if ``payload`` is not null."""
+    given = words.given
+    return {
+        "workflow_id": workflow_id,
+        "seq": seq,
+        "body": given("payload", LargeBinary),
+        "salt": given("payload_salt", LargeBinary),
+    }
+
+
+def consuming(words: Words, workflow_id: ColumnElement[Any], seq: ColumnElement[Any]) -> Update:
+    """Return the write that consumes the event which was taken; there is one if ``event_id`` is not null."""
+    taken = (EventRow.id == words.given("event_id", BigInteger), EventRow.workflow_id == workflow_id)
+    return update(EventRow).where(*taken).values(consumed_seq=seq)
+
+
+def _commit() -> Select[Any]:
+    words = _PostgreSQL()
+    moved = moving(words).cte("moved")
+    key = moved.c.id, moved.c.seq
+
+    def written(table: Any, columns: Columns, *, unless: ColumnElement[bool] | None = None) -> Any:
+        rows = select(*columns.values()).select_from(moved)
+        return insert(table).from_select(list(columns), rows if unless is None else rows.where(~unless))
+
+    recorded = written(TransitionRow, transition_of(words, *key))
+    saved = written(CheckpointRow, checkpoint_of(words, *key))
+    payload = payload_of(words, *key)
+    attached = written(PayloadRow, payload, unless=payload["body"].is_(None))
+    consumed = consuming(words, *key)
     return select(*moved.c).add_cte(
         recorded.cte("recorded"), saved.cte("saved"), attached.cte("attached"), consumed.cte("consumed")
     )
 
 
 class Hot:
-    """A statement compiled once, in the two shapes that psycopg2 needs it in.
+    """A statement compiled once, in the shapes that drivers need it in.
 
-    ``text`` takes its parameters by name; ``prepare`` and ``execute`` are the same statement kept
-    ready on the server, which saves planning it anew each time (more than half of its cost).
+    ``text`` takes its parameters by name, ``numbered`` by their places in ``names``; ``prepare`` and
+    ``execute`` are the same statement kept ready on the server, which saves planning it anew each time
+    (more than half of its cost).
     """
 
     def __init__(self, statement: Select[Any]) -> None:
@@ -229,8 +308,9 @@ class Hot:
         # Named by its content: whoever prepared it on a shared connection, it is the same statement.
         self.name = "aegis_" + hashlib.sha256(compiled.encode()).hexdigest()[:16]
         self.text = _PARAMETER.sub(r"%(\1)s", compiled)
-        numbered = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", compiled)
-        self.prepare = f"PREPARE {self.name} AS {numbered}"
+        self.numbered = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", compiled)
+        self.names = tuple(names)
+        self.prepare = f"PREPARE {self.name} AS {self.numbered}"
         self.execute = f"EXECUTE {self.name} ({', '.join(f'%({name})s' for name in names)})"
 
 
