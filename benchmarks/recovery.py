@@ -19,7 +19,7 @@ from bench_workflows import TenSteps
 from redis import Redis
 
 from aegis.config.settings import settings
-from aegis.persistence import operations, watch
+from aegis.persistence import starting, watch
 from aegis.persistence.database import Database
 from aegis.persistence.operations import Terms
 from aegis.persistence.watch import Worker
@@ -101,8 +101,8 @@ def _accept(database: Database, count: int) -> None:
     terms = Terms(actor="app:bench", grace=timedelta(hours=1), max_bytes=settings().max_bytes)
     for start in range(0, count, A_BATCH):
         with database.transaction() as session:
-            for number in range(start, min(start + A_BATCH, count)):
-                operations.start(session, TenSteps(text="x" * 900), f"w-{number:06d}", terms)
+            numbers = range(start, min(start + A_BATCH, count))
+            starting.start_all(session, [(f"w-{n:06d}", Start(TenSteps(text="x" * 900))) for n in numbers], terms)
 
 
 def _broker() -> Redis:

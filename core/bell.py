@@ -9,12 +9,16 @@ from typing import Protocol
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bell:
-    """``(workflow_id, seq)``, and where to ring: ``queue`` (None: the default) and a label for people."""
+    """``(workflow_id, seq)``, and where to ring: ``queue`` (None: the default) and a label for people.
+
+    ``priority`` is 0 to 9, the most urgent.
+    """
 
     workflow_id: str
     seq: int
     queue: str | None
     label: str
+    priority: int = 0
 
 
 class Ring(Protocol):

@@ -122,6 +122,7 @@ _OPTIONS: Final[tuple[tuple[str, Any, str], ...]] = (
     ("timeout", (int, float, type(None)), "30"),
     ("queue", (str, type(None)), '"slow"'),
     ("transactional", bool, "True"),
+    ("deadline", bool, "True"),
 )
 _OWN_PARAMETERS: Final = 2  # self and ctx
 _BY_POSITION: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

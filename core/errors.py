@@ -154,6 +154,46 @@ class StartConflict(AegisError):
         )
 
 
+class SingletonConflict(AegisError):
+    """Another workflow of the type has the singleton key, and has not ended."""
+
+    def __init__(self, type_name: str, key: str, holder: str, status: str, state: str) -> None:
+        super().__init__(type_name, key, holder, status, state)
+        self.type_name, self.key = type_name, key
+        self.holder, self.status, self.state = holder, status, state
+
+    def _message(self) -> str:
+        return (
+            f"workflow {self.holder!r} of type {self.type_name} has the singleton key {self.key!r}, and has not ended: "
+            f"it is {self.status} in state {self.state!r}; wait for it, cancel it, or start with attach=True to get it"
+        )
+
+
+class DeadlineExceeded(AegisError):
+    """The deadline of a workflow passed before it had ended."""
+
+    def __init__(self, workflow_id: str, deadline: str, state: str) -> None:
+        super().__init__(workflow_id, deadline, state)
+        self.workflow_id, self.deadline, self.state = workflow_id, deadline, state
+
+    def _message(self) -> str:
+        return (
+            f"the deadline of workflow {self.workflow_id!r} passed at {self.deadline} in state {self.state!r}; "
+            f"`aegis retry {self.workflow_id} --deadline 2h` gives it another one"
+        )
+
+
+class ForeignSession(AegisError):
+    """A session or connection that was handed over, and that AEGIS cannot be part of."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem, self.remedy = problem, remedy
+
+    def _message(self) -> str:
+        return f"session=: {self.problem}; {self.remedy}"
+
+
 class EventConflict(AegisError):
     """The event key was already used on this workflow for another event or payload."""
 

@@ -29,6 +29,7 @@ class Kind(StrEnum):
     AUTOMATIC = "automatic"
     EVENT = "event"
     TIMER = "timer"
+    DEADLINE = "deadline"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,14 @@ class Edge:
     timeout: float | None = None
     queue: str | None = None
     transactional: bool = False
+    deadline: bool = False
+    """Whether it is what the passing of the workflow's deadline sets off."""
 
     @property
     def kind(self) -> Kind:
         """Return what sets this transition off."""
+        if self.deadline:
+            return Kind.DEADLINE
         if self.on is not None:
             return Kind.EVENT
         return Kind.AUTOMATIC if self.after is None else Kind.TIMER
@@ -119,6 +124,10 @@ class Definition:
             timer_at=None if timer is None or timer.after is None else entered_at + timer.after,
         )
 
+    def at_deadline(self, state: str) -> Edge | None:
+        """Return the edge that is taken when the workflow's deadline passes in that state."""
+        return next((edge for edge in self.leaving(state) if edge.deadline), None)
+
     def on_event(self, state: str, event: str) -> Edge | None:
         """Return the edge that takes the event in that state."""
         return next((edge for edge in self.leaving(state) if edge.on == event), None)
@@ -155,6 +164,8 @@ class Definition:
                         "to": list(edge.targets),
                         "on": edge.on,
                         "after": None if edge.after is None else f"{edge.after.total_seconds():.6f}",
+                        # Only where it is one: what was hashed before there were any is hashed as before.
+                        **({"deadline": True} if edge.deadline else {}),
                     }
                     for edge in self.edges
                 ],
@@ -170,6 +181,7 @@ class Definition:
                 Kind.AUTOMATIC: edge.name,
                 Kind.EVENT: f"{edge.name} on {edge.on}",
                 Kind.TIMER: f"{edge.name} after {edge.after}",
+                Kind.DEADLINE: f"{edge.name} at the deadline",
             }[edge.kind]
             lines += [f"    {source} --> {target}: {label}" for source in edge.sources for target in edge.targets]
         lines += [f"    {state} --> [*]" for state in self.states if not self.leaving(state)]
@@ -225,6 +237,11 @@ _EDGE_RULES: Final[tuple[_Rule, ...]] = (
         "declare one transition for the event and one for the timer",
     ),
     (
+        lambda edge: edge.deadline and (edge.on is not None or edge.after is not None),
+        "it has deadline=True, and on= or after= beside it",
+        "declare one transition for the deadline and one for the other",
+    ),
+    (
         lambda edge: edge.on is not None and not (edge.on.isidentifier() and len(edge.on) <= MAX_NAME),
         "{edge.on!r} is not a name for an event",
         "use letters, digits and underscores",
@@ -278,8 +295,9 @@ def _state_problems(definition: Definition, state: str) -> Iterator[DefinitionEr
             f"state {state!r} already has the automatic transition {automatic[0].name}",
             "give one of the two on= or after=, or make it one transition with several targets",
         )
-    if automatic and len(leaving) > 1:
-        idle = next(edge for edge in leaving if edge is not automatic[0])
+    waiting = [edge for edge in leaving if not edge.deadline]
+    if automatic and len(waiting) > 1:
+        idle = next(edge for edge in waiting if edge is not automatic[0])
         yield DefinitionError(
             definition.type,
             idle.name,
@@ -301,6 +319,26 @@ def _state_problems(definition: Definition, state: str) -> Iterator[DefinitionEr
             second.name,
             f"state {state!r} already has a timer after {after}",
             "keep one of the two",
+        )
+    yield from _deadline_problems(definition, state, [edge for edge in leaving if edge.deadline], waiting)
+
+
+def _deadline_problems(
+    definition: Definition, state: str, at_deadline: list[Edge], waiting: list[Edge]
+) -> Iterator[DefinitionError]:
+    if len(at_deadline) > 1:
+        yield DefinitionError(
+            definition.type,
+            at_deadline[1].name,
+            f"state {state!r} already has {at_deadline[0].name} for the deadline",
+            "keep one of the two",
+        )
+    if at_deadline and not waiting:
+        yield DefinitionError(
+            definition.type,
+            at_deadline[0].name,
+            f"nothing but the deadline leaves state {state!r}, and a workflow may have none",
+            "give the state another way out, or let this start from a state that has one",
         )
 
 

@@ -45,6 +45,7 @@ class Due:
     claimed: bool
     """Whether a worker has it in hand; whether that worker lives is another question."""
     strayed: bool = False
+    priority: int = 0
     """Whether its last bell was answered by a worker that does not know its type."""
 
 
@@ -154,3 +155,8 @@ def _is_abandoned(
         return now - max(claim.claimed_at, watched_since) > policy.heartbeat_timeout
     # A process that was forked while the last heartbeat was on its way is not in it yet.
     return claim.pid not in beat.pids and claim.claimed_at + policy.fork_margin < beat.seen_at
+
+
+def is_overdue(deadline: datetime | None, *, now: datetime) -> bool:
+    """Whether a workflow's deadline has passed: then nothing begins any more but what that sets off."""
+    return deadline is not None and deadline <= now

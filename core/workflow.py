@@ -81,6 +81,7 @@ def transition(
     timeout: float | None = None,
     queue: str | None = None,
     transactional: bool = False,
+    deadline: bool = False,
 ) -> Callable[[F], F]:
     """Declare a method as the handler of an edge from ``source`` to ``target``.
 
@@ -89,6 +90,8 @@ def transition(
     ``after`` is a durable timer from the moment that the state is entered. With several
     targets the handler returns the one it chose. ``timeout`` is in seconds, for one attempt.
     ``transactional`` runs the handler inside the checkpoint's own database transaction.
+    ``deadline`` makes it what is run when the workflow's own deadline passes in one of its
+    sources; where a state has none, the workflow fails then.
 
     What is wrong with a declaration is said when the class is made.
     """
@@ -101,6 +104,7 @@ def transition(
         "timeout": timeout,
         "queue": queue,
         "transactional": transactional,
+        "deadline": deadline,
     }
 
     def mark(handler: F) -> F:

@@ -18,13 +18,15 @@ from ..core.bell import Bell, Ring
 from ..core.bundle import Bundle, render
 from ..core.errors import InvalidData, WaitTimeout, WorkflowNotCompleted
 from ..core.finding import Report
+from ..core.starting import Attribute, Moment, Start
 from ..core.workflow import Workflow, registry
-from . import history, operations, removal, transfer
+from . import history, operations, removal, starting, transfer
 from .auditor import Auditor, Sources
 from .database import Database, is_transient
 from .models import STATUSES
 from .operations import Terms
 from .records import Checkpoint, WorkflowSummary, WorkflowTransition
+from .starting import Started
 from .transfer import Scrutiny
 from .walk import Piece, Place, walk
 
@@ -98,21 +100,73 @@ class DurableWorkflowEngine:
 
     # --- verbs that write -------------------------------------------------------------
 
-    def start(self, workflow: W, *, id: str | None = None) -> Handle[W]:  # noqa: A002 - what it is
+    def start(
+        self,
+        workflow: W,
+        *,
+        id: str | None = None,  # noqa: A002 - what it is
+        delay: Moment | None = None,
+        priority: int = 0,
+        queue: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
+        deadline: Moment | None = None,
+        singleton: str | None = None,
+        attach: bool = False,
+    ) -> Handle[W]:
         """Accept a workflow; the same id with the same input gives the same handle.
 
         Once this returns, the workflow is in the database and will run, whatever happens to the
         broker. Without an ``id`` it gets a random one.
 
+        ``delay`` is how long it is not to begin, or until when; timers count from then. ``priority`` is
+        0 to 9, the most urgent. ``queue`` is where its transitions run that name none of their own.
+        ``attributes`` are what ``list`` finds it by. ``deadline`` is when it has to have ended: then its
+        transition with ``deadline=True`` runs, or it fails. ``singleton`` is a key that one workflow of
+        its type can have until it has ended; with ``attach`` a second start gives the first's handle.
+
         Raises:
             InvalidName, InvalidData, NotCanonical: nothing was written.
-            StartConflict: the id was taken with other input.
+            StartConflict: the id was taken with other input; likewise.
+            SingletonConflict: another workflow has the key; likewise.
+            WorkflowPurged: the id was taken once; likewise.
             DatabaseUnavailable: it may or may not have been accepted; the same id may be used again.
 
         """
-        workflow_id = str(uuid.uuid4()) if id is None else id
-        started = self._write(lambda session: operations.start(session, workflow, workflow_id, self._terms))
-        return Handle(self, workflow_id, self._rung(started.bell), started.new)
+        start = Start(
+            workflow,
+            id=id,
+            delay=delay,
+            priority=priority,
+            queue=queue,
+            attributes=attributes,
+            deadline=deadline,
+            singleton=singleton,
+            attach=attach,
+        )
+        return self.start_many([start])[0]
+
+    def start_many(self, items: Iterable[W | Start[W]]) -> list_of[Handle[W]]:
+        """Accept many workflows: all of them, or none; return their handles, in the same order.
+
+        Each is a workflow, or a ``Start``: a workflow with its id and conditions, as ``start`` takes
+        them. A few statements write all of them, and they are rung in one go.
+
+        Raises:
+            InvalidName, InvalidData, NotCanonical: nothing was written.
+            StartConflict, SingletonConflict, WorkflowPurged: one could not be accepted; likewise.
+            DatabaseUnavailable: they may or may not have been accepted; the same ids may be used again.
+
+        """
+        starts = [item if isinstance(item, Start) else Start(item) for item in items]
+        named = [(str(uuid.uuid4()) if start.id is None else start.id, start) for start in starts]
+        started = self._write(lambda session: starting.start_all(session, named, self._terms))
+        return self._handles(started)
+
+    def _handles(self, started: Iterable[Started]) -> list_of[Handle[W]]:
+        known = list(started)
+        bells = [one.bell for one in known if one.bell is not None]
+        rung = not bells or self._ring(bells)
+        return [Handle(self, one.id, rung or one.bell is None, one.new) for one in known]
 
     def send(self, id: str, event: str, payload: object = None, *, key: str | None = None) -> bool:  # noqa: A002
         """Accept an event; it is kept until a state takes it. The same ``key`` is received once.
@@ -139,9 +193,17 @@ class DurableWorkflowEngine:
         """Go on after a pause; a workflow that is merely pending is rung again."""
         return self._rung(self._write(lambda session: operations.resume(session, id, reason, self._terms)))
 
-    def retry(self, id: str, *, reason: str = "") -> bool:  # noqa: A002
-        """Try again what a workflow failed at, or was quarantined for."""
-        return self._rung(self._write(lambda session: operations.retry(session, id, reason, self._terms)))
+    def retry(self, id: str, *, reason: str = "", deadline: Moment | None = None) -> bool:  # noqa: A002
+        """Try again what a workflow failed at, or was quarantined for; ``deadline`` is a new one for the whole.
+
+        Raises:
+            WorkflowNotFound, WorkflowPurged, WrongStatus, InvalidData: nothing was written.
+            DeadlineExceeded: its deadline has passed, and no other was given; likewise.
+
+        """
+        return self._rung(
+            self._write(lambda session: operations.retry(session, id, reason, self._terms, deadline=deadline))
+        )
 
     def cancel(self, id: str, *, reason: str = "") -> None:  # noqa: A002
         """End a workflow here; a handler that runs now is not recorded."""

@@ -25,7 +25,8 @@ from .records import WorkflowSummary, WorkflowTransition
 
 _SUMMARY = (
     *("id", "type", "version", "state", "status", "seq", "following", "accepts", "attempt", "owner"),
-    *("inbox", "pausing", "timer_at", "ready_at", "due_at", "error", "created_at", "updated_at"),
+    *("inbox", "pausing", "timer_at", "ready_at", "due_at", "priority", "home_queue", "attributes"),
+    *("deadline", "singleton", "entered_at", "error", "created_at", "updated_at"),
 )
 
 _NOT_THE_SYSTEM = WorkflowRow.id != SYSTEM
@@ -236,7 +237,9 @@ def _summaries() -> Select[Any]:
 
 def _read_summary(row: Any) -> WorkflowSummary:
     named = dict(zip(_SUMMARY, row, strict=True))
-    return WorkflowSummary(worker=named.pop("owner"), accepts=tuple(named.pop("accepts")), **named)
+    return WorkflowSummary(
+        worker=named.pop("owner"), accepts=tuple(named.pop("accepts")), queue=named.pop("home_queue"), **named
+    )
 
 
 def _stored_transitions(workflow_id: str) -> Select[Any]:

@@ -9,12 +9,14 @@ from typing import Any, Final
 
 from ..core.bell import Bell
 from ..core.canonical import Json, load
-from ..core.chain import SALT_BYTES, Link, MacKey, Step, checkpoint_body, checkpoint_commitment, genesis, link
+from ..core.chain import SALT_BYTES, Link, MacKey, Step, checkpoint_body, checkpoint_commitment, genesis, link, timestamp
 from ..core.machine import Definition, Edge, WaitingEvent
+from ..core.starting import Attribute, Conditions
 from .records import Following, Move, Moved, Position, Snapshot
 
 # The data was accepted before; a bound that was lowered since must not keep anybody from stopping it.
 _AS_IT_WAS: Final = 2**30
+_NONE: Final = Conditions()
 
 
 def begin(
@@ -27,6 +29,7 @@ def begin(
     actor: str,
     at: datetime,
     max_bytes: int,
+    conditions: Conditions = _NONE,
     mac_key: MacKey | None = None,
 ) -> tuple[Link, Following]:
     """Return transition 0, ``created``, and what it leaves to come."""
@@ -42,9 +45,10 @@ def begin(
         attempt=1,
         at=at,
         state=dict(data),
+        payload=conditions.said() or None,
     )
     made = link(step, genesis(deployment, workflow_id), salts=_salts(), max_bytes=max_bytes, mac_key=mac_key)
-    return made, Following.of(definition.pending(state, entered_at=at))
+    return made, Following.of(definition.pending(state, entered_at=conditions.begins_at or at))
 
 
 def advance(
@@ -60,6 +64,7 @@ def advance(
     at: datetime,
     max_bytes: int,
     mac_key: MacKey | None = None,
+    attributes: Mapping[str, Attribute] | None = None,
 ) -> Move:
     """Return the move of a handler that succeeded; ``event`` is the one it took, if it took one."""
     payload: dict[str, Json] = {}
@@ -67,6 +72,10 @@ def advance(
         payload |= {"data": load(event.payload), "key": event.key, "sender": event.sender}
     if progress:
         payload["progress"] = list(progress)
+    if edge.deadline and position.deadline is not None:
+        payload["deadline"] = timestamp(position.deadline)
+    if attributes is not None:
+        payload["attributes"] = dict(attributes)
     step = Step(
         workflow_id=position.workflow_id,
         seq=position.seq + 1,
@@ -89,6 +98,9 @@ def advance(
         entered_at=at,
         entered_seq=position.seq + 1,
         event_id=None if event is None else event.id,
+        priority=position.priority,
+        deadline_met=edge.deadline,
+        attributes=attributes,
     )
 
 
@@ -132,6 +144,7 @@ def intervene(
         entered_seq=position.entered_seq,
         status=status,
         error=error,
+        priority=position.priority,
     )
 
 
@@ -144,7 +157,9 @@ def bell_after(move: Move, moved: Moved) -> Bell:
     """Return the bell for what follows a move."""
     kind, following = move.link.envelope.type, move.following
     label = f"{kind}.{following.name}" if following.at_once else kind
-    return Bell(workflow_id=moved.workflow_id, seq=moved.seq, queue=moved.queue, label=label)
+    return Bell(
+        workflow_id=moved.workflow_id, seq=moved.seq, queue=moved.queue, label=label, priority=move.priority
+    )
 
 
 def snapshot_of(position: Position, data: Mapping[str, Any], number: int, *, max_bytes: int) -> Snapshot:

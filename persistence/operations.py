@@ -15,31 +15,24 @@ from sqlalchemy import and_, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from ..core.bell import Bell
-from ..core.canonical import canonical, load, pointer_step
-from ..core.chain import Link, MacKey, checkpoint_commitment
-from ..core.errors import (
-    EventConflict,
-    HistoryBroken,
-    InvalidData,
-    InvalidName,
-    StartConflict,
-    WorkflowPurged,
-    WrongStatus,
-)
-from ..core.names import check_name, check_new_id
-from ..core.workflow import Workflow, read_payload, registry, snapshot, state_of
+from ..core.canonical import Json, canonical
+from ..core.chain import MacKey, checkpoint_commitment, timestamp
+from ..core.errors import DeadlineExceeded, EventConflict, HistoryBroken, InvalidData, InvalidName, WrongStatus
+from ..core.names import check_name
+from ..core.starting import Moment, check_moment, moment_of
+from ..core.workflow import read_payload, registry
 from . import moves, sql
 from .database import in_transaction
-from .history import is_erased, is_purged, not_found
-from .models import ENDED, CheckpointRow, DeploymentRow, EventRow, TransitionRow, WorkflowRow
-from .records import Checkpoint, Following, Position, Snapshot
+from .history import not_found
+from .models import ENDED, CheckpointRow, EventRow, WorkflowRow
+from .records import Checkpoint, Position, Snapshot
 from .repository import commit, newest_snapshot, progress_of, read_position
-from .schema import no_deployment_name
 from .statements import POSITION
 
 _OPEN: Final = ("pending", "waiting")
 _MOST_REASON: Final = 2_000
 _ANY_SIZE: Final = 2**30
+_NOTHING_MORE: Final[Mapping[str, Json]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,169 +43,6 @@ class Terms:
     grace: timedelta
     max_bytes: int
     mac_key: MacKey | None = None
-
-
-# --- start ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Started:
-    """What became of a start: whether it is a new workflow, and what to ring for it."""
-
-    new: bool
-    bell: Bell | None
-
-
-def start(session: Session, workflow: Workflow, workflow_id: str, terms: Terms) -> Started:
-    """Accept a workflow, unless it was started with the same input before.
-
-    Raises:
-        InvalidName, InvalidData, NotCanonical: nothing was written.
-        StartConflict: the id was taken with other input.
-        WorkflowPurged: it was taken once, and is never used again.
-
-    """
-    check_new_id(workflow_id)
-    data, definition = snapshot(workflow), workflow.definition
-    if state_of(workflow) != definition.initial:
-        # The data may come from outside, and whoever sends it must not leap over what comes first.
-        problem = f"it is {state_of(workflow)!r}; a new workflow is in {definition.initial!r}: leave it out"
-        raise InvalidData(f"the data of {definition.type}", [("/state", problem)])
-    named = session.execute(select(DeploymentRow.name, sql.now())).one_or_none()
-    if named is None:
-        raise no_deployment_name()
-    deployment, now = named
-    link, following = moves.begin(
-        definition,
-        workflow_id,
-        state_of(workflow),
-        data,
-        deployment=deployment,
-        actor=terms.actor,
-        at=now,
-        max_bytes=terms.max_bytes,
-        mac_key=terms.mac_key,
-    )
-    at_once = following.at_once
-    accepted = session.execute(
-        sql.upsert(WorkflowRow)
-        .values(
-            id=workflow_id,
-            type=definition.type,
-            version=definition.version,
-            definition=definition.fingerprint,
-            state=state_of(workflow),
-            status="pending" if at_once else "waiting",
-            seq=0,
-            head=link.hash,
-            following=following.name,
-            accepts=list(following.accepts),
-            queue=following.queue,
-            moved_at=now,
-            entered_at=now,
-            timer_at=following.timer_at,
-            ready_at=now if at_once else following.timer_at,
-            due_at=now + terms.grace if at_once else following.timer_at,
-            rings=1 if at_once else 0,
-            checkpointed_at=now,
-            created_at=now,
-            updated_at=now,
-        )
-        .on_conflict_do_nothing()
-        .returning(WorkflowRow.id)
-    ).one_or_none()
-    if accepted is None:
-        _same_start(session, workflow, workflow_id, data)
-        return Started(new=False, bell=None)
-    if write_first(session, link):
-        raise WorkflowPurged(workflow_id)
-    return Started(new=True, bell=_bell(workflow_id, 0, definition.type, following) if at_once else None)
-
-
-def write_first(session: Session, link: Link) -> bool:
-    """Write transition 0 and its checkpoint, once the row is there; return whether the id was purged before.
-
-    It is asked here, where the id is ours already: whoever purged it has committed, and no other can.
-    """
-    envelope = link.envelope
-    purged = session.execute(
-        insert(TransitionRow)
-        .values(
-            workflow_id=envelope.workflow_id,
-            seq=0,
-            event=envelope.event,
-            from_state=None,
-            to_state=envelope.to_state,
-            actor=envelope.actor,
-            attempt=envelope.attempt,
-            at=envelope.at,
-            envelope=link.body,
-            hash=link.hash,
-            mac=link.mac,
-            mac_key=link.mac_key,
-        )
-        .returning(is_purged(envelope.workflow_id))
-    ).scalar_one()
-    session.execute(
-        insert(CheckpointRow).values(
-            workflow_id=envelope.workflow_id,
-            seq=0,
-            number=0,
-            kind="transition",
-            body=link.checkpoint,
-            salt=link.checkpoint_salt,
-            commitment=envelope.checkpoint,
-            at=envelope.at,
-        )
-    )
-    return bool(purged)
-
-
-def _same_start(session: Session, workflow: Workflow, workflow_id: str, data: Mapping[str, Any]) -> None:
-    connection = session.connection()
-    type_name = session.execute(select(WorkflowRow.type).where(WorkflowRow.id == workflow_id)).scalar_one_or_none()
-    if type_name is None:  # purged, since we were told that it is there
-        raise not_found(connection, workflow_id)
-    if type_name != workflow.definition.type:
-        raise StartConflict(workflow_id, [f"type: {type_name} then, {workflow.definition.type} now"])
-    body = session.execute(
-        select(CheckpointRow.body).where(
-            CheckpointRow.workflow_id == workflow_id, CheckpointRow.seq == 0, CheckpointRow.number == 0
-        )
-    ).scalar_one_or_none()
-    if body is None:
-        if is_erased(connection, workflow_id, 0):
-            raise StartConflict(workflow_id, ["its data was erased: nothing is left to compare with"])
-        raise HistoryBroken(workflow_id, 0, "its first checkpoint is missing; `aegis verify` tells more")
-    before: Any = load(bytes(body))
-    if found := differences(before["state"], dict(data)):
-        raise StartConflict(workflow_id, found)
-
-
-_NOTHING: Final = object()
-
-
-def differences(before: object, now: object, pointer: str = "") -> list[str]:
-    """Return where two JSON values differ, as lines for a person.
-
-    They are compared by their canonical bytes: to Python, ``True == 1`` and ``1 == 1.0``.
-    """
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            line
-            for key in sorted(before.keys() | now.keys())
-            for line in differences(before.get(key, _NOTHING), now.get(key, _NOTHING), pointer + pointer_step(key))
-        ]
-    then, given = _shown(before), _shown(now)
-    return [] if then == given else [f"{pointer or '/'}: {_cut(then)} then, {_cut(given)} now"]
-
-
-def _shown(value: object) -> str:
-    return "nothing" if value is _NOTHING else canonical(value, max_bytes=_ANY_SIZE).decode()
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - a line's worth
 
 
 # --- send -------------------------------------------------------------------------------
@@ -253,12 +83,14 @@ def send(session: Session, workflow_id: str, event: str, payload: object, key: s
     # A handler's retry keeps its delay: an event wakes only who waits. Whether it waits for this one is said
     # by its row as well: the code of whoever sends may be older than that of the workers.
     wakes = status == "waiting" and (edge is not None or event in position.following.accepts)
-    queue = None if edge is None else edge.queue
+    queue = position.queue_of(edge)
     if wakes:
         changes |= _awake(now, terms) | {"queue": queue}
     session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(**changes))
     label = _label(position.type, None if edge is None else edge.name)
-    return Bell(workflow_id=workflow_id, seq=position.seq, queue=queue, label=label) if wakes else None
+    if not wakes:
+        return None
+    return Bell(workflow_id=workflow_id, seq=position.seq, queue=queue, label=label, priority=position.priority)
 
 
 def _awake(now: datetime, terms: Terms) -> dict[str, Any]:
@@ -302,25 +134,38 @@ def resume(session: Session, workflow_id: str, reason: str, terms: Terms) -> Bel
     if status in _OPEN:
         changes: dict[str, Any] = {"pausing": None, "updated_at": now}
         ready = (status == "pending" or position.inbox > 0) and not _is_claimed(session, workflow_id)
+        ready = ready and not _is_held_back(position, now)  # a delayed start is no delay of a retry
         if ready:  # whoever resumes it does not want to wait for the delay of its retry
             changes |= _awake(now, terms)
         session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(**changes))
-        return _bell(workflow_id, position.seq, position.type, position.following) if ready else None
+        return _bell(position, position.seq) if ready else None
     _need(position, status, "resuming", ("paused", *_OPEN))
     return _intervene(session, position, "resumed", None, reason, now, terms)
 
 
-def retry(session: Session, workflow_id: str, reason: str, terms: Terms) -> Bell | None:
-    """Try again what a workflow failed at, or was quarantined for, with all its attempts.
+def retry(
+    session: Session, workflow_id: str, reason: str, terms: Terms, *, deadline: Moment | None = None
+) -> Bell | None:
+    """Try again what a workflow failed at, or was quarantined for, with all its attempts; ``deadline`` is a new one.
 
     Raises:
-        WorkflowNotFound, WrongStatus: nothing was written.
+        WorkflowNotFound, WrongStatus, InvalidData: nothing was written.
+        DeadlineExceeded: its deadline has passed, and no other was given; likewise.
 
     """
     check_reason(reason)
+    check_moment("/deadline", deadline)
     position, status, now = lock(session, workflow_id)
     _need(position, status, "retrying", ("failed", "quarantined"))
-    return _intervene(session, position, "retried", None, reason, now, terms)
+    moment = moment_of("/deadline", deadline, now)
+    if moment is None:
+        if position.deadline is not None and position.deadline <= now:
+            raise DeadlineExceeded(workflow_id, timestamp(position.deadline), position.state)
+        return _intervene(session, position, "retried", None, reason, now, terms)
+    if moment <= now:
+        raise InvalidData("the retry", [("/deadline", f"{timestamp(moment)} has passed")])
+    session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(deadline=moment))
+    return _intervene(session, position, "retried", None, reason, now, terms, said={"deadline": timestamp(moment)})
 
 
 def cancel(session: Session, workflow_id: str, reason: str, terms: Terms) -> None:
@@ -339,7 +184,15 @@ def cancel(session: Session, workflow_id: str, reason: str, terms: Terms) -> Non
 
 
 def _intervene(
-    session: Session, position: Position, event: str, status: str | None, reason: str, now: datetime, terms: Terms
+    session: Session,
+    position: Position,
+    event: str,
+    status: str | None,
+    reason: str,
+    now: datetime,
+    terms: Terms,
+    *,
+    said: Mapping[str, Json] = _NOTHING_MORE,
 ) -> Bell | None:
     connection = session.connection()
     move = moves.intervene(
@@ -347,7 +200,7 @@ def _intervene(
         event,
         newest(session, position).data,
         status=status,
-        payload={"reason": reason} if reason else {},
+        payload={**({"reason": reason} if reason else {}), **said},
         progress=progress_of(connection, position.workflow_id, position.seq),
         actor=terms.actor,
         at=max(now, position.moved_at),
@@ -355,7 +208,21 @@ def _intervene(
     )
     moved = commit(in_transaction(session), move, grace=terms.grace)
     assert moved is not None, "the row is locked: nobody can have moved it"  # noqa: S101
-    return _bell(moved.workflow_id, moved.seq, position.type, position.following) if moved.ready else None
+    if status is None and _is_held_back(position, now):
+        _hold_back(session, position)
+        return None
+    return _bell(position, moved.seq) if moved.ready else None
+
+
+def _is_held_back(position: Position, now: datetime) -> bool:
+    """Whether its start was delayed, until a moment that has not come."""
+    return position.entered_seq == 0 and position.entered_at > now
+
+
+def _hold_back(session: Session, position: Position) -> None:
+    """Let a delayed start that was paused, and is not any more, keep its delay."""
+    begins = {"status": "pending", "ready_at": position.entered_at, "due_at": position.entered_at, "rings": 0}
+    session.execute(update(WorkflowRow).where(WorkflowRow.id == position.workflow_id).values(begins))
 
 
 def check_reason(reason: str) -> None:
@@ -436,10 +303,17 @@ def ring_pending(session: Session, type_name: str, terms: Terms, *, after: str, 
         update(WorkflowRow)
         .where(WorkflowRow.id.in_(some))
         .values(status="pending", ready_at=sql.least(WorkflowRow.ready_at, now), due_at=now + terms.grace, rings=1)
-        .returning(WorkflowRow.id, WorkflowRow.seq, WorkflowRow.queue, WorkflowRow.following)
+        .returning(WorkflowRow.id, WorkflowRow.seq, WorkflowRow.queue, WorkflowRow.following, WorkflowRow.priority)
     )
     bells = [
-        Bell(workflow_id=row.id, seq=row.seq, queue=row.queue, label=_label(type_name, row.following)) for row in rows
+        Bell(
+            workflow_id=row.id,
+            seq=row.seq,
+            queue=row.queue,
+            label=_label(type_name, row.following),
+            priority=row.priority,
+        )
+        for row in rows
     ]
     return sorted(bells, key=lambda bell: bell.workflow_id)
 
@@ -497,5 +371,11 @@ def _label(type_name: str, following: str | None) -> str:
     return f"{type_name}.{following}" if following else type_name
 
 
-def _bell(workflow_id: str, seq: int, type_name: str, following: Following) -> Bell:
-    return Bell(workflow_id=workflow_id, seq=seq, queue=following.queue, label=_label(type_name, following.name))
+def _bell(position: Position, seq: int) -> Bell:
+    return Bell(
+        workflow_id=position.workflow_id,
+        seq=seq,
+        queue=position.following.queue,
+        label=_label(position.type, position.following.name),
+        priority=position.priority,
+    )

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..core.canonical import Json, load
 from ..core.chain import Link
-from ..core.machine import Pending, WaitingEvent
+from ..core.machine import Edge, Pending, WaitingEvent
+from ..core.starting import Attribute
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +67,13 @@ class Position:
     pausing: Mapping[str, Any] | None
     entered_seq: int
     checkpoint_number: int
+    home_queue: str | None = None
+    priority: int = 0
+    deadline: datetime | None = None
+
+    def queue_of(self, edge: Edge | None) -> str | None:
+        """Return where a transition of this workflow runs: on its own queue, or else the workflow's."""
+        return self.home_queue if edge is None or edge.queue is None else edge.queue
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +129,11 @@ class Move:
     status: str | None = None
     event_id: int | None = None
     error: Mapping[str, Any] | None = None
+    priority: int = 0
+    deadline_met: bool = False
+    """Whether it is what the workflow's deadline set off."""
+    attributes: Mapping[str, Attribute] | None = None
+    """What the workflow can be found by from now on; None: as before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,6 +168,18 @@ class WorkflowSummary:
     timer_at: datetime | None
     ready_at: datetime | None
     due_at: datetime | None
+    priority: int
+    """0 to 9: what has more goes first."""
+    queue: str | None
+    """Where its transitions run that name no queue of their own; None: on the deployment's."""
+    attributes: Mapping[str, Any]
+    """What it can be found by."""
+    deadline: datetime | None
+    """When it has to have ended."""
+    singleton: str | None
+    """The key that no other of its type can have until it has ended."""
+    entered_at: datetime
+    """When the state was entered; of a delayed start, when it begins."""
     error: Mapping[str, Any] | None
     created_at: datetime
     updated_at: datetime

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from ..core.canonical import canonical
-from ..core.machine import WaitingEvent
+from ..core.machine import Edge, WaitingEvent
 from . import sql
 from .models import CheckpointRow, EventRow, TransitionRow, WorkflowRow
 from .records import Claim, Following, Hand, Move, Moved, Position, Snapshot
@@ -134,7 +134,8 @@ def moved_to(connection: Connection, move: Move) -> Moved | None:
 
 def fail_attempt(connection: Connection, position: Position, error: Mapping[str, Any], delay: timedelta) -> bool:
     """Note a failed attempt and when the next may begin; False means that the claim was lost."""
-    again = sql.now() + delay
+    # No back-off sleeps past the deadline.
+    again = sql.least(sql.now() + delay, WorkflowRow.deadline)
     return _wrote(
         connection,
         _held(position).values(
@@ -181,8 +182,28 @@ def send_elsewhere(connection: Connection, position: Position, queue: str | None
     )
 
 
+def turn(connection: Connection, position: Position, edge: Edge, grace: timedelta) -> bool:
+    """Put a claim back for the transition of the passed deadline, with all its attempts; False: the claim was lost."""
+    return _wrote(
+        connection,
+        _held(position).values(
+            status="pending",
+            following=edge.name,
+            timer_at=null(),
+            queue=position.queue_of(edge),
+            ready_at=sql.now(),
+            due_at=sql.now() + grace,
+            rings=1,
+            attempt=0,
+            updated_at=sql.now(),
+            **_UNOWNED,
+        ),
+    )
+
+
 def park(connection: Connection, position: Position, following: Following) -> bool:
     """Let a workflow wait for what follows; False if an event came in the meantime, or the claim was lost."""
+    wakes_at = sql.least(literal(following.timer_at, sql.MOMENT), WorkflowRow.deadline)
     return _wrote(
         connection,
         _held(position)
@@ -191,10 +212,10 @@ def park(connection: Connection, position: Position, following: Following) -> bo
             status="waiting",
             following=following.name,
             accepts=list(following.accepts),
-            queue=following.queue,
+            queue=following.queue or position.home_queue,
             timer_at=following.timer_at,
-            ready_at=following.timer_at,
-            due_at=following.timer_at,
+            ready_at=wakes_at,
+            due_at=wakes_at,
             rings=0,
             attempt=0,
             updated_at=sql.now(),
@@ -381,6 +402,8 @@ def _parameters(move: Move, grace: timedelta) -> dict[str, Any]:
         "ended": following.ended,
         "entered_at": move.entered_at,
         "entered_seq": move.entered_seq,
+        "deadline_met": move.deadline_met,
+        "attributes": None if move.attributes is None else canonical(dict(move.attributes)).decode(),
         "error": None if move.error is None else canonical(dict(move.error)).decode(),
         "grace": grace,
     }

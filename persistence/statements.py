@@ -52,7 +52,7 @@ _PARAMETER: Final = re.compile(r"<<(\w+)>>")
 POSITION: Final = (
     *("id", "type", "version", "definition", "state", "seq", "head", "claim", "attempt"),
     *("moved_at", "entered_at", "following", "accepts", "timer_at", "queue", "inbox", "pausing"),
-    *("entered_seq", "checkpoint_number"),
+    *("entered_seq", "checkpoint_number", "home_queue", "priority", "deadline"),
 )
 SNAPSHOT: Final = ("body", "number", "salt", "commitment")
 EVENT: Final = ("id", "name", "key", "sender", "payload", "received_at")
@@ -172,6 +172,9 @@ def moving(words: Words) -> ReturningUpdate[Any]:
     rests = or_(ended, status.is_not(None))
     at_once = or_(given("at_once", Boolean), called)
     timer_at = given("timer_at", _MOMENT)
+    # What the deadline sets off is done once.
+    deadline = case((given("deadline_met", Boolean), null()), else_=_W.deadline)
+    wakes_at = sql.least(timer_at, deadline)
     return (
         update(WorkflowRow)
         .where(
@@ -191,16 +194,21 @@ def moving(words: Words) -> ReturningUpdate[Any]:
             accepts=words.document("accepts"),
             inbox=inbox,
             # An event that waits already may be for other workers than the timer.
-            queue=case(
-                (and_(called, not_(given("at_once", Boolean))), given("event_queue", Text)),
-                else_=given("queue", Text),
+            queue=func.coalesce(
+                case(
+                    (and_(called, not_(given("at_once", Boolean))), given("event_queue", Text)),
+                    else_=given("queue", Text),
+                ),
+                _W.home_queue,
             ),
             moved_at=given("at", _MOMENT),
             entered_at=given("entered_at", _MOMENT),
             entered_seq=given("entered_seq", BigInteger),
             timer_at=timer_at,
-            ready_at=case((rests, null()), (at_once, sql.now()), else_=timer_at),
-            due_at=case((rests, null()), (at_once, sql.now() + given("grace", sql.SPAN)), else_=timer_at),
+            deadline=deadline,
+            attributes=func.coalesce(words.document("attributes"), _W.attributes),
+            ready_at=case((rests, null()), (at_once, sql.now()), else_=wakes_at),
+            due_at=case((rests, null()), (at_once, sql.now() + given("grace", sql.SPAN)), else_=wakes_at),
             rings=case((at_once, 1), else_=0),
             attempt=0,
             owner=null(),

@@ -23,10 +23,11 @@ from . import database as databases
 from . import moves, sql
 from .database import in_transaction
 from .models import RemovalRow, WorkflowRow
-from .operations import Terms, lock, write_first
+from .operations import Terms, lock
 from .records import Position
 from .repository import commit, progress_of
 from .schema import deployment_name
+from .starting import write_first
 
 _VERSION: Final = 1
 _STATE: Final = "open"
@@ -117,7 +118,7 @@ def _begin(session: Session, terms: Terms) -> None:
         .returning(WorkflowRow.id)
     ).one_or_none()
     if begun is not None:
-        write_first(session, first)
+        write_first(session, [first])
 
 
 def _first(session: Session, terms: Terms) -> Link:

@@ -169,6 +169,7 @@ def due(connection: Connection, known: Collection[str], limit: int) -> list[Due]
             WorkflowRow.rings,
             WorkflowRow.owner.is_not(None),
             WorkflowRow.strayed > 0,
+            WorkflowRow.priority,
         )
         .where(WorkflowRow.due_at <= sql.now(), kind.in_(known))
         .order_by(WorkflowRow.due_at)
@@ -185,6 +186,7 @@ def due(connection: Connection, known: Collection[str], limit: int) -> list[Due]
             rings=row[5],
             claimed=row[6],
             strayed=row[7],
+            priority=row[8],
         )
         for row in rows
     ]

@@ -14,9 +14,17 @@ from celery.exceptions import WorkerShutdown, WorkerTerminate
 
 from ..config.logging import get_logger
 from ..core.canonical import load
-from ..core.chain import checkpoint_commitment
-from ..core.errors import ClaimLost, DatabaseUnavailable, InvalidData, InvalidHandlerResult, NotCanonical
+from ..core.chain import checkpoint_commitment, timestamp
+from ..core.errors import (
+    ClaimLost,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    InvalidData,
+    InvalidHandlerResult,
+    NotCanonical,
+)
 from ..core.machine import Edge, WaitingEvent
+from ..core.recovery import is_overdue
 from ..core.workflow import Workflow, handle, read_payload, registry, snapshot
 from ..persistence import moves, repository
 from ..persistence.database import Session, in_transaction, is_outage, is_transient, kept_open
@@ -25,7 +33,7 @@ from ..persistence.repository import Outcome
 from .bench import Bench
 from .context import HandlerContext
 from .limits import time_limit
-from .result import Elsewhere, Leave, Park, Record, Recorded, Result, TryAgain, describe, text_of
+from .result import Elsewhere, Leave, Park, Record, Recorded, Result, TryAgain, Turn, describe, text_of
 
 log = get_logger(__name__)
 
@@ -72,16 +80,36 @@ class Attempt:
         return self._take_next()
 
     def _take_next(self) -> Result:
+        if self._is_overdue:
+            return self._meet_deadline(self.definition.at_deadline(self.position.state))
         pending = self.definition.pending(self.position.state, entered_at=self.position.entered_at)
         event = self._event(pending.accepts)
         edge = self.definition.choose(self.position.state, pending, event, now=self.claim.now)
         if edge is None:
             return Park(following=Following.of(pending))
-        if edge.queue != self.position.following.queue:
-            return Elsewhere(queue=edge.queue, transition=edge.name)
+        if (queue := self.position.queue_of(edge)) != self.position.following.queue:
+            return Elsewhere(queue=queue, transition=edge.name)
+        return self._attempt(edge, event if edge.on is not None else None)
+
+    def _attempt(self, edge: Edge, event: WaitingEvent | None = None) -> Result:
         if self.position.attempt > edge.retry.max_attempts:
             return self._quarantine(edge)
-        return self._try(edge, event if edge.on is not None else None)
+        return self._try(edge, event)
+
+    @property
+    def _is_overdue(self) -> bool:
+        return is_overdue(self.position.deadline, now=self.claim.now)
+
+    def _meet_deadline(self, edge: Edge | None) -> Result:
+        """Do what the passing of the deadline sets off; nothing else begins any more."""
+        if edge is None:
+            deadline = timestamp(self.position.deadline or self.claim.now)
+            return self._stop(
+                "failed", DeadlineExceeded(self.position.workflow_id, deadline, self.position.state)
+            )
+        if (edge.name, self.position.queue_of(edge)) != (self.position.following.name, self.position.following.queue):
+            return Turn(edge=edge)  # what was tried before was another transition
+        return self._attempt(edge)
 
     def _event(self, accepts: tuple[str, ...]) -> WaitingEvent | None:
         if not accepts or not self.position.inbox:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeAlias
 
+from ..core.machine import Edge
 from ..persistence.records import Following, Move, Moved
 
 _MOST_TRACEBACK: Final = 8_000
@@ -60,7 +61,14 @@ class Elsewhere:
     transition: str
 
 
-Result: TypeAlias = Record | Recorded | TryAgain | Leave | Park | Elsewhere
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A passed deadline, for the transition that it sets off; no attempt."""
+
+    edge: Edge
+
+
+Result: TypeAlias = Record | Recorded | TryAgain | Leave | Park | Elsewhere | Turn
 
 
 def describe(error: BaseException, attempt: int | None) -> dict[str, Any]:

@@ -116,4 +116,6 @@ def _ring_due(database: Database, broker: Broker, policy: Policy, known: frozens
 
 
 def _bell(row: Due) -> Bell:
-    return Bell(workflow_id=row.workflow_id, seq=row.seq, queue=row.queue, label=row.label)
+    return Bell(
+        workflow_id=row.workflow_id, seq=row.seq, queue=row.queue, label=row.label, priority=row.priority
+    )

@@ -16,13 +16,14 @@ import psutil
 from ..config.logging import get_logger
 from ..core.bell import Bell
 from ..core.errors import ClaimLost, DatabaseUnavailable
+from ..core.machine import Edge
 from ..persistence import moves, repository
 from ..persistence.database import Connection
 from ..persistence.records import Claim, Following, Move, Moved, Position
 from ..persistence.repository import Outcome
 from .attempt import Attempt, moved_to, outcome_of
 from .bench import Bench
-from .result import Elsewhere, Leave, Park, Record, Recorded, Result, TryAgain, describe
+from .result import Elsewhere, Leave, Park, Record, Recorded, Result, TryAgain, Turn, describe
 
 log = get_logger(__name__)
 
@@ -137,6 +138,8 @@ def settle(bench: Bench, claim: Claim, result: Result) -> Ended:
             return _park(bench, claim, following)
         case Elsewhere(queue=queue, transition=name):
             return _send_elsewhere(bench, position, queue, name)
+        case Turn(edge=edge):
+            return _turn(bench, position, edge)
 
 
 def commit(bench: Bench, move: Move) -> Moved:
@@ -189,16 +192,28 @@ def _park(bench: Bench, claim: Claim, following: Following) -> Ended:
     except ClaimLost:
         # An event came while nobody looked. (Or the claim is lost: then nothing is left to let go of.)
         _held(bench, position, Ended.LEFT, lambda c: repository.leave(c, position, None, timedelta(0)))
-        bell = Bell(workflow_id=position.workflow_id, seq=position.seq, queue=following.queue, label=position.type)
-        bench.ring([bell])
+        bench.ring([_bell(position, following.queue or position.home_queue, None)])
         return Ended.LEFT
 
 
 def _send_elsewhere(bench: Bench, position: Position, queue: str | None, name: str) -> Ended:
     ended = _held(bench, position, Ended.LEFT, lambda c: repository.send_elsewhere(c, position, queue, bench.grace))
-    label = f"{position.type}.{name}"
-    bench.ring([Bell(workflow_id=position.workflow_id, seq=position.seq, queue=queue, label=label)])
+    bench.ring([_bell(position, queue, name)])
     return ended
+
+
+def _turn(bench: Bench, position: Position, edge: Edge) -> Ended:
+    """Have the deadline's transition run, on its own queue and with all its attempts."""
+    ended = _held(bench, position, Ended.LEFT, lambda c: repository.turn(c, position, edge, bench.grace))
+    bench.ring([_bell(position, position.queue_of(edge), edge.name)])
+    return ended
+
+
+def _bell(position: Position, queue: str | None, name: str | None) -> Bell:
+    label = f"{position.type}.{name}" if name else position.type
+    return Bell(
+        workflow_id=position.workflow_id, seq=position.seq, queue=queue, label=label, priority=position.priority
+    )
 
 
 def _held(bench: Bench, position: Position, ended: Ended, write: Callable[[Connection], bool]) -> Ended:

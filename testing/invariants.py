@@ -120,12 +120,12 @@ def _unknown_to_the_database(there: Collection[str], entries: Sequence[Entry]) -
 
 
 def _at_rest(row: WorkflowSummary, moment: datetime) -> Iterator[Violation]:
-    waits = row.status == "waiting" and (row.accepts or row.timer_at is not None)
+    waits = row.status == "waiting" and (row.accepts or row.timer_at is not None or row.deadline is not None)
     if row.status not in _AT_REST and not waits:
         yield _violation("I5", row.id, row.seq, f"it is {row.status} and neither ended nor waits for anything")
     if row.worker is not None:
         yield _violation("I10", row.id, row.seq, f"it stays claimed by {row.worker}")
-    if row.due_at is not None and (row.timer_at is None or row.due_at <= moment):
+    if row.due_at is not None and (row.due_at <= moment or (row.timer_at is None and row.deadline is None)):
         yield _violation("I10", row.id, row.seq, "it stays due")
 
 

@@ -14,6 +14,7 @@ from .config.keys import active_mac_key
 from .config.settings import settings
 from .core.errors import AegisError
 from .core.names import check_name
+from .core.starting import Start
 from .persistence import schema
 from .persistence.database import Database
 from .persistence.durable import DurableWorkflowEngine as _Engine
@@ -29,6 +30,7 @@ __all__ = [
     "Checkpoint",
     "DurableWorkflowEngine",
     "Handle",
+    "Start",
     "WorkflowSummary",
     "WorkflowTransition",
 ]
