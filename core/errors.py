@@ -366,8 +366,19 @@ class ConfigurationError(AegisError):
         return f"{self.source}: {self.problem}; {self.remedy}"
 
 
+class NotOnSQLite(AegisError):
+    """Something that only PostgreSQL can do for AEGIS; ``remedy`` says what can be done instead."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what, remedy)
+        self.what, self.remedy = what, remedy
+
+    def _message(self) -> str:
+        return f"{self.what} is not to be had on SQLite; {self.remedy}"
+
+
 class DatabaseUnavailable(AegisError):
-    """PostgreSQL does not answer, or broke the connection off; the outcome may be unknown."""
+    """The database does not answer, or broke the connection off; the outcome may be unknown."""
 
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(url, reason)

@@ -27,7 +27,7 @@ from ..core.verify import (
     StoredTransition,
     StoredWorkflow,
 )
-from . import bulk
+from . import bulk, sql
 from .absent import Records
 from .models import CheckpointRow, LogRow, PayloadRow, TransitionRow, WorkflowRow
 from .schema import deployment_name
@@ -35,7 +35,6 @@ from .span import Span
 
 # Only in these may a handler have left data that no transition tells of yet.
 _MOVING: Final = frozenset({"pending", "waiting"})
-_UTC: Final = 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
 
 
 _T: Final = TransitionRow.__table__.c
@@ -241,7 +240,7 @@ def _transitions(span: Span, horizon: int | None) -> Select[Any]:
         select(
             *(_T.workflow_id, _T.seq, _T.event, _T.from_state, _T.to_state, _T.actor, _T.attempt),
             # Null for an infinite time, which no envelope has.
-            func.coalesce(func.to_char(func.timezone("UTC", _T.at), _UTC), ""),
+            func.coalesce(sql.iso(_T.at), ""),
             *(_T.envelope, _T.hash, _T.mac, _T.mac_key, _P.body, _P.salt, _C.body, _C.salt, _C.commitment),
             *(_L.log_index, left_out),
         )

@@ -195,9 +195,10 @@ class Auditor:
             deployment = deployment_name(connection)
             now = databases.now(connection)
             state = log.state(connection)
-            found.extend(witness.of_its_state(connection, state))
+            if log.is_kept(connection):
+                found.extend(witness.of_its_state(connection, state))
             anchored_before: datetime | None = connection.execute(select(func.max(AnchorRow.at))).scalar_one()
-            horizon = None if log.is_elsewhere(connection, state) else state.horizon
+            horizon = state.horizon if log.is_kept(connection) and not log.is_elsewhere(connection, state) else None
         witnesses, problems = self._witnesses(log_name(deployment), found)
         if not witnesses and not problems and anchored_before is not None and self._sources.sinks:
             names = ", ".join(sink.name for sink in self._sources.sinks)

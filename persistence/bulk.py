@@ -11,7 +11,6 @@ from contextlib import closing
 from struct import Struct
 from typing import Any, Final, TypeAlias
 
-import psycopg2
 from sqlalchemy import Connection, Select
 from sqlalchemy.exc import DBAPIError
 
@@ -22,21 +21,30 @@ _HEADER_BYTES: Final = len(_SIGNATURE) + 8
 _END: Final = b"\xff\xff"
 _LENGTH: Final = Struct(">i").unpack_from
 
+_AT_ONCE: Final = 500
+
 TRUE: Final = b"\x01"
 Row: TypeAlias = list[bytes | None]
 
 
 def read(connection: Connection, query: Select[Any], receive: Callable[[Row], object]) -> None:
-    """Run a query, and hand its rows over as they come; no more than one of them is kept."""
+    """Run a query, and hand its rows over as they come; no more than one of them is kept.
+
+    Where there is no COPY, the fields are what it would have them be.
+    """
+    if connection.dialect.driver != "psycopg2":
+        for row in connection.execute(query.execution_options(yield_per=_AT_ONCE)):
+            receive([_field(value) for value in row])
+        return
     compiled = query.compile(dialect=DIALECT)
     with closing(connection.connection.cursor()) as made:
         cursor: Any = made
         statement = cursor.mogrify(str(compiled), compiled.params).decode()
         try:
             cursor.copy_expert(f"COPY ({statement}) TO STDOUT (FORMAT binary)", _Receiver(receive))
-        except psycopg2.Error as error:
+        except connection.dialect.loaded_dbapi.Error as error:
             # As SQLAlchemy would say it: whoever translates errors knows only those.
-            raise DBAPIError.instance(str(compiled), None, error, psycopg2.Error) from error
+            raise DBAPIError.instance(str(compiled), None, error, connection.dialect.loaded_dbapi.Error) from error
 
 
 class _Receiver:
@@ -66,6 +74,20 @@ def _fields(data: bytes, start: int) -> Row:
             fields.append(data[place : place + length])
             place += length
     return fields
+
+
+def _field(value: Any) -> bytes | None:
+    match value:
+        case None:
+            return None
+        case str():
+            return value.encode()
+        case bool():
+            return TRUE if value else b"\x00"
+        case int():
+            return value.to_bytes(8, "big", signed=True)
+        case _:
+            return bytes(value)
 
 
 def number(field: bytes | None) -> int:

@@ -1,37 +1,52 @@
-"""The way to PostgreSQL: one engine a process, and its errors in our own words."""
+"""The way to the database: one engine a process, and its errors in our own words."""
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-import psycopg2
-from psycopg2 import errorcodes, extensions
+from sqlalchemy import URL, Engine, create_engine, event, func, make_url, select
 from sqlalchemy import Connection as Connection  # noqa: PLC0414 - likewise
-from sqlalchemy import create_engine, event, func, select
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session as Session  # noqa: PLC0414 - for those who may not import SQLAlchemy
 
 from ..config.settings import safe_url
 from ..core.errors import ConfigurationError, DatabaseUnavailable, InvalidHandlerResult
-from . import sql
+from . import plain, sql, sqlite
+from .outage import (
+    GONE,
+    is_forbidden,
+    is_no_database,
+    is_too_slow,
+    is_transient,
+    is_unavailable,
+    reason_of,
+)
 from .statements import Hot
 
-# A server that shuts down, was demoted, or is not up yet: SQLAlchemy takes only some of these for
-# a broken connection, and would keep the connection in its pool.
-_GONE: Final = frozenset({"25006", "57P01", "57P02", "57P03"})
-# Connection exceptions, insufficient resources (no connection slot, no memory, no disk), and a
-# statement that was given up because it took too long.
-_AWAY: Final = ("08", "53", "57014")
-# Deadlocks and serialization failures, and a lock that was not had in time.
-_IN_FAVOUR: Final = ("40", "55P03")
+__all__ = [
+    "Connection",
+    "Database",
+    "Session",
+    "in_transaction",
+    "is_forbidden",
+    "is_outage",
+    "is_too_slow",
+    "is_transient",
+    "is_unavailable",
+    "kept_open",
+    "now",
+    "reason_of",
+]
+
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _CONNECT: Final = {
     "connect_timeout": 5,
@@ -42,6 +57,18 @@ _CONNECT: Final = {
     "tcp_user_timeout": 10_000,
     "application_name": "aegis",
 }  # and no options: poolers in between refuse, or ignore, what they cannot keep apart
+# One statement is one transaction there, and one round trip instead of three; and one moment of the database.
+_SINGLE: Final[Mapping[str, Mapping[str, Any]]] = {
+    "postgresql": {"isolation_level": "AUTOCOMMIT"},
+    "sqlite": {sqlite.HOW: sqlite.EACH_BY_ITSELF},
+}
+_MOMENT: Final[Mapping[str, Mapping[str, Any]]] = {
+    "postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
+    "sqlite": {sqlite.HOW: sqlite.ONE_MOMENT},
+}
+
+# libpq's PQTRANS_IDLE, _ACTIVE and _INTRANS; those that follow are of a transaction that failed, or a lost connection.
+_SOUND: Final = frozenset({0, 1, 2})
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
@@ -49,27 +76,70 @@ _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 class Database:
     """An engine, and the ways to use it: single statements, transactions, moments, hot statements.
 
-    ``pool_size`` connections are kept; ``pre_ping`` tries each before use, which costs a round
+    ``postgresql://...``; or ``sqlite:///file.db``, or ``sqlite://`` for one in memory that ends with the
+    process. ``pool_size`` connections are kept; ``pre_ping`` tries each before use, which costs a round
     trip and is meant for applications, whose connections are idle for long.
+
+    Raises:
+        ConfigurationError: it is no such address, or the driver is not installed.
+
     """
 
     def __init__(self, url: str, *, pool_size: int = 5, pre_ping: bool = True) -> None:
         self.url = safe_url(url)
-        self.engine = create_engine(
-            url,
-            pool_size=pool_size,
-            max_overflow=pool_size,
-            pool_pre_ping=pre_ping,
-            connect_args=_CONNECT,
-            # Whatever the server's default is: a write that waited for another must see what that one wrote.
-            isolation_level="READ COMMITTED",
-        )
-        event.listen(self.engine, "handle_error", _see_through)
-        # One statement is one transaction there, and one round trip instead of three.
-        self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._moment = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self.address = self._address(url)
+        self.engine = self._engine(pool_size, pre_ping=pre_ping)
+        self.kind = self.engine.dialect.name
+        """``postgresql`` or ``sqlite``."""
+        self._single = self.engine.execution_options(**_SINGLE[self.kind])
+        self._moment = self.engine.execution_options(**_MOMENT[self.kind])
         self._direct = threading.local()
+        # What is in memory is there as long as somebody has it open.
+        self._kept = self.engine.raw_connection() if self.in_memory else None
         _databases.add(self)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is one of SQLite's."""
+        return self.kind == "sqlite"
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it ends with this process."""
+        return sqlite.is_in_memory(self.address)
+
+    def _address(self, url: str) -> URL:
+        if sqlite.is_address(url):
+            return sqlite.address_of(url, "pysqlite")
+        try:
+            made = make_url(url)
+        except ArgumentError:
+            made = None
+        if made is None or made.get_backend_name() not in {"postgresql", "postgres"}:
+            remedy = "give postgresql://user:password@host/database, sqlite:///file.db, or sqlite:// for one in memory"
+            raise ConfigurationError(self.url, "it is no address of a database that AEGIS works with", remedy)
+        return made.set(drivername="postgresql+psycopg2")
+
+    def _engine(self, pool_size: int, *, pre_ping: bool) -> Engine:
+        sizes = {"pool_size": pool_size, "max_overflow": pool_size}
+        if sqlite.is_address(str(self.address)):
+            made = create_engine(self.address, **sizes, connect_args={"timeout": sqlite.PATIENCE})
+            sqlite.prepare(made)
+            return made
+        try:
+            made = create_engine(
+                self.address,
+                **sizes,
+                pool_pre_ping=pre_ping,
+                connect_args=_CONNECT,
+                # Whatever the server's default is: a write that waited for another must see what that one wrote.
+                isolation_level="READ COMMITTED",
+            )
+        except ModuleNotFoundError as error:
+            remedy = "pip install 'aegis-workflows[binary]'"
+            raise ConfigurationError(self.url, f"its driver {error.name} is not installed", remedy) from error
+        event.listen(made, "handle_error", _see_through)
+        return made
 
     @contextmanager
     def statement(self) -> Iterator[Connection]:
@@ -99,13 +169,17 @@ class Database:
     def snapshot(self, statement_timeout: timedelta | None = None) -> Iterator[Connection]:
         """Give a connection that sees one moment of the database throughout, and cannot write.
 
-        A statement that takes longer than ``statement_timeout`` is given up.
+        A statement that takes longer than ``statement_timeout`` is given up, in PostgreSQL.
 
         Raises:
             DatabaseUnavailable: it does not answer, or broke off.
 
         """
         with self._translated(also=is_transient), self._moment.connect() as connection:
+            if self.is_sqlite:
+                with sqlite.read_only(connection):
+                    yield connection
+                return
             if statement_timeout is not None:
                 milliseconds = str(statement_timeout // _MILLISECOND)
                 connection.execute(select(func.set_config("statement_timeout", milliseconds, True)))
@@ -114,18 +188,23 @@ class Database:
     def run(self, hot: Hot, parameters: Mapping[str, Any]) -> Sequence[Any] | None:
         """Run a hot statement on this thread's own connection; return its row, if there is one.
 
-        It goes past SQLAlchemy, whose share would be twice that of all the rest (``benchmarks/``).
+        On PostgreSQL it goes past SQLAlchemy.
 
         Raises:
             DatabaseUnavailable: it does not answer, or broke off; the outcome may be unknown.
 
         """
-        direct: _Direct | None = getattr(self._direct, "held", None)
+        if self.is_sqlite:
+            with self._translated(also=is_transient), self.engine.begin() as connection:
+                return plain.run(connection, hot, parameters)
+        from .direct import Direct  # noqa: PLC0415 - SQLite needs no driver for PostgreSQL
+
+        direct: Direct | None = getattr(self._direct, "held", None)
         try:
             if direct is None:
-                direct = self._direct.held = _Direct(self._own_connection())
+                direct = self._direct.held = Direct(self._own_connection())
             return direct.run(hot, parameters)
-        except (psycopg2.Error, DBAPIError, PoolTimeout) as error:
+        except Exception as error:
             if is_transient(error):  # the connection is as good as before
                 raise DatabaseUnavailable(self.url, reason_of(error)) from error
             if not is_unavailable(error):
@@ -156,19 +235,28 @@ class Database:
         try:
             yield
         except (DBAPIError, PoolTimeout) as error:
-            if is_forbidden(error):
-                remedy = "grant its user aegis_app, or name another"
-                raise ConfigurationError(f"AEGIS_DATABASE_URL={self.url}", reason_of(error), remedy) from error
+            if is_forbidden(error) or is_no_database(error):
+                raise self._refused(error) from error
             if not (is_unavailable(error) or also(error)):
                 raise
             raise DatabaseUnavailable(self.url, reason_of(error)) from error
 
+    def _refused(self, error: BaseException) -> ConfigurationError:
+        if self.is_sqlite:
+            remedy = "give a file that AEGIS made, or will make, in a folder that this user may write"
+            return ConfigurationError(self.url, reason_of(error), remedy)
+        remedy = "grant its user aegis_app, or name another"
+        return ConfigurationError(f"AEGIS_DATABASE_URL={self.url}", reason_of(error), remedy)
+
     def close(self) -> None:
-        """Close every connection."""
-        direct: _Direct | None = getattr(self._direct, "held", None)
+        """Close every connection; what was in memory is gone."""
+        direct = getattr(self._direct, "held", None)
         if direct is not None:
             self._direct.held = None
             direct.discard()
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
         self.engine.dispose()
 
     def forget_inherited(self) -> None:
@@ -177,50 +265,18 @@ class Database:
         self._direct = threading.local()
 
 
-class _Direct:
-    """One psycopg2 connection in autocommit, with the hot statements prepared on it as they come."""
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        # psycopg2 opens no transaction there: a statement is its own, in one round trip.
-        connection.autocommit = True
-        self._cursor = connection.cursor()
-        self._prepared: set[str] = set()
-        self._may_prepare = True
-
-    def run(self, hot: Hot, parameters: Mapping[str, Any]) -> Sequence[Any] | None:
-        if self._may_prepare:
-            try:
-                if hot.name not in self._prepared:
-                    self._prepare(hot)
-                self._cursor.execute(hot.execute, parameters)
-            except psycopg2.Error as error:
-                if error.pgcode != errorcodes.INVALID_SQL_STATEMENT_NAME:
-                    raise
-                # Behind a pooler that gives us another server connection for each transaction.
-                self._may_prepare = False
-        if not self._may_prepare:
-            self._cursor.execute(hot.text, parameters)
-        row: Sequence[Any] | None = self._cursor.fetchone()
-        return row
-
-    def _prepare(self, hot: Hot) -> None:
-        try:
-            self._cursor.execute(hot.prepare)
-        except psycopg2.Error as error:
-            if error.pgcode != errorcodes.DUPLICATE_PREPARED_STATEMENT:
-                raise
-        self._prepared.add(hot.name)
-
-    def discard(self) -> None:
-        with suppress(psycopg2.Error):
-            self._connection.close()
-
-
 def in_transaction(session: Session) -> Callable[[Hot, Mapping[str, Any]], Sequence[Any] | None]:
     """Return what runs hot statements inside a session's transaction."""
     connection = session.connection()
-    return lambda hot, parameters: connection.exec_driver_sql(hot.text, dict(parameters)).one_or_none()
+    match connection.dialect.name, connection.dialect.driver:
+        case "sqlite", _:
+            return lambda hot, parameters: plain.run(connection, hot, parameters)
+        case _, "asyncpg":
+            return lambda hot, parameters: connection.exec_driver_sql(
+                hot.numbered, tuple(parameters[name] for name in hot.names)
+            ).one_or_none()
+        case _:
+            return lambda hot, parameters: connection.exec_driver_sql(hot.text, dict(parameters)).one_or_none()
 
 
 @contextmanager
@@ -255,39 +311,6 @@ def now(connection: Connection) -> datetime:
     return moment
 
 
-def is_unavailable(error: BaseException) -> bool:
-    """Whether the database was away, rather than asked something that it refuses."""
-    if isinstance(error, PoolTimeout):
-        return True
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated or is_unavailable(error.orig or error.__cause__ or Exception())
-    if isinstance(error, psycopg2.InterfaceError):
-        return True
-    # Without a code the server never answered: the connection was refused, broken off, or timed out.
-    return isinstance(error, psycopg2.OperationalError) and (
-        error.pgcode is None or error.pgcode in _GONE or error.pgcode.startswith(_AWAY)
-    )
-
-
-def is_forbidden(error: BaseException) -> bool:
-    """Whether our user has no right to what was asked."""
-    original = error.orig if isinstance(error, DBAPIError) else error
-    return getattr(original, "pgcode", None) == errorcodes.INSUFFICIENT_PRIVILEGE
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether PostgreSQL gave this up in favour of another: a deadlock, a serialization failure, a lock not had."""
-    original = error.orig if isinstance(error, DBAPIError) else error
-    return isinstance(original, psycopg2.Error) and (original.pgcode or "").startswith(_IN_FAVOUR)
-
-
-def is_too_slow(error: BaseException) -> bool:
-    """Whether a statement was given up because it took longer than it may."""
-    original = error.orig if isinstance(error, DBAPIError) else error
-    cause = original.__cause__ if isinstance(original, DatabaseUnavailable) else None
-    return getattr(original, "pgcode", None) == errorcodes.QUERY_CANCELED or (cause is not None and is_too_slow(cause))
-
-
 def is_outage(session: Session, error: BaseException) -> bool:
     """Whether it is the database that failed a handler inside its transaction, rather than what was asked of it.
 
@@ -300,22 +323,18 @@ def is_outage(session: Session, error: BaseException) -> bool:
 def _is_spoiled(session: Session) -> bool:
     """Whether the session's own transaction cannot go on: its connection is gone, or a statement on it failed."""
     try:
-        driver = session.connection().connection.dbapi_connection
-    except (SQLAlchemyError, psycopg2.Error):
+        driver: Any = session.connection().connection.dbapi_connection
+    except SQLAlchemyError:
         return True
-    status = None if driver is None or driver.closed else driver.info.transaction_status
-    return status in {None, extensions.TRANSACTION_STATUS_INERROR, extensions.TRANSACTION_STATUS_UNKNOWN}
-
-
-def reason_of(error: BaseException) -> str:
-    """Return the first line of what the driver said."""
-    original = getattr(error, "orig", None) or error
-    lines = [line.strip() for line in str(original).splitlines() if line.strip()]
-    return lines[0] if lines else type(original).__name__
+    if driver is None:
+        return True
+    if isinstance(driver, sqlite3.Connection):  # a statement that failed was undone alone, or all of it was
+        return not driver.in_transaction
+    return driver.closed or driver.info.transaction_status not in _SOUND
 
 
 def _see_through(context: ExceptionContext) -> None:
-    if getattr(context.original_exception, "pgcode", None) in _GONE:
+    if getattr(context.original_exception, "pgcode", None) in GONE:
         context.is_disconnect = True
 
 

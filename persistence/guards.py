@@ -7,6 +7,7 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
+from . import sqlite
 from .models import AnchorRow, LogRow, NodeRow, RemovalRow, TransitionRow
 
 APPEND_ONLY: Final = tuple(table.__tablename__ for table in (TransitionRow, LogRow, NodeRow, AnchorRow, RemovalRow))
@@ -43,7 +44,13 @@ class Guards:
 
 
 def read(connection: Connection) -> Guards:
-    """Return what is in force on this connection."""
+    """Return what is in force on this connection.
+
+    Raises:
+        NotOnSQLite: whoever may write a file may write anything into it.
+
+    """
+    sqlite.refuse(connection, "an account of roles and triggers")
     rows = connection.execute(_TABLES, {"tables": list(APPEND_ONLY), "triggers": list(_TRIGGERS)}).all()
     role, superuser, silenced = connection.execute(_ROLE).one()
     return Guards(

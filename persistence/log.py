@@ -19,6 +19,7 @@ from ..core.anchor import Entry
 from ..core.errors import LogBroken
 from ..core.merkle import leaf_hash, node_hash, root_of
 from ..core.note import LogHead
+from . import sqlite
 from .database import reason_of
 from .models import AnchorRow, LogRow, LogStateRow, NodeRow, TransitionRow
 
@@ -37,8 +38,19 @@ class LogState:
     system: str
 
 
+def is_kept(connection: Connection) -> bool:
+    """Whether there is a log here; in SQLite, whose transactions have no numbers, there is none."""
+    return connection.dialect.name != "sqlite"
+
+
 def lock(connection: Connection) -> bool:
-    """Take the log for this transaction; False if another process has it."""
+    """Take the log for this transaction; False if another process has it.
+
+    Raises:
+        NotOnSQLite: there is no log.
+
+    """
+    sqlite.refuse(connection, "the log, and what is anchored of it,")
     return bool(connection.execute(select(func.pg_try_advisory_xact_lock(_LOCK))).scalar_one())
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Select,
     Text,
     and_,
@@ -31,7 +32,7 @@ from sqlalchemy.orm import Session
 from ..core.errors import HistoryBroken, InvalidData, InvalidName, WrongStatus
 from ..core.names import SYSTEM, check_new_id
 from . import database as databases
-from . import moves
+from . import moves, sqlite
 from .database import in_transaction
 from .models import ENDED, CheckpointRow, EventRow, LogRow, PayloadRow, TransitionRow, WorkflowRow
 from .operations import Terms, check_reason, lock
@@ -143,7 +144,7 @@ def prune(session: Session, place: Place, terms: Terms, *, keep: int, older_than
     if not ids:
         return Piece(removed=0, place=after(seen, seen))
     system = hold(session, terms)
-    gone = session.execute(_delete_checkpoints(ids, keep, until)).all()
+    gone = session.execute(_delete_checkpoints(session.connection(), ids, keep, until)).all()
     # In one workflow the earlier is the older: what is gone of it is all up to there.
     through: dict[str, int] = {}
     for row in gone:
@@ -169,16 +170,31 @@ def _oldest_of(keep: int) -> ColumnElement[datetime]:
     return _prunable(keep).with_only_columns(_C.at).limit(1).scalar_subquery()
 
 
-def _delete_checkpoints(ids: Sequence[str], keep: int, until: datetime) -> Any:
+def _some_of(ids: Sequence[str], keep: int, until: datetime) -> Select[Any]:
     # First limited, then compared: else all that is too young would be read, to find that it is.
     oldest = lateral(_prunable(keep).limit(_MOST), name="oldest")
-    some = (
+    return (
         select(oldest.c.workflow_id, oldest.c.seq, oldest.c.number)
         .select_from(WorkflowRow)
         .join(oldest, true())
         .where(_among(_W.id, ids), oldest.c.at < until)
         .limit(_MOST)
     )
+
+
+def _some_of_file(ids: Sequence[str], keep: int, until: datetime) -> Select[Any]:
+    """Return the same query for SQLite, which has no LATERAL."""
+    return (
+        select(_C.workflow_id, _C.seq, _C.number)
+        .join(WorkflowRow, _C.workflow_id == _W.id)
+        .where(_among(_W.id, ids), _C.seq >= 1, _C.seq <= _W.seq - keep, _C.at < until)
+        .order_by(_C.workflow_id, _C.seq, _C.number)
+        .limit(_MOST)
+    )
+
+
+def _delete_checkpoints(connection: Connection, ids: Sequence[str], keep: int, until: datetime) -> Any:
+    some = (_some_of if connection.dialect.name == "postgresql" else _some_of_file)(ids, keep, until)
     key = tuple_(_C.workflow_id, _C.seq, _C.number)
     return delete(CheckpointRow).where(key.in_(some)).returning(_C.workflow_id, _C.seq)
 
@@ -194,8 +210,10 @@ def purge(session: Session, place: Place, terms: Terms, *, older_than: timedelta
 
     Raises:
         InvalidData, InvalidName, NotCanonical: a span, or a reason, that cannot be; nothing was removed.
+        NotOnSQLite: there is no log that they could leave their places in.
 
     """
+    _need_log(session)
     check_span(older_than)
     check_reason(reason)
     until = databases.now(session.connection()) - older_than
@@ -221,8 +239,10 @@ def purge_one(
         WorkflowNotFound, WorkflowPurged: there is none, or none any more.
         WrongStatus: it has not ended, is too young, or is not wholly in the log yet.
         HistoryBroken: it is not what the log says: what is left of it is evidence.
+        NotOnSQLite: there is no log that it could leave its place in.
 
     """
+    _need_log(session)
     check_new_id(workflow_id)
     check_reason(reason)
     if older_than is not None:
@@ -236,6 +256,11 @@ def purge_one(
     _need_logged(session, position, status)
     one = Removal(workflow_id=workflow_id, through_seq=position.seq, head=position.head)
     _purge(session, system, [one], _because(reason, "by its id"), terms)
+
+
+def _need_log(session: Session) -> None:
+    remedy = "erase the data of what has ended, or delete the whole file when it is not needed any more"
+    sqlite.refuse(session.connection(), "purging", remedy)
 
 
 def _ripe(until: datetime) -> ColumnElement[bool]:

@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 from ..core.canonical import canonical
 from ..core.machine import Edge, WaitingEvent
-from . import sql
+from . import sql, sqlite
 from .models import CheckpointRow, EventRow, TransitionRow, WorkflowRow
 from .records import Claim, Following, Hand, Move, Moved, Position, Snapshot
 from .statements import CLAIM, COMMIT, EVENT, POSITION, SNAPSHOT, Hot
@@ -250,6 +250,8 @@ def hand_over(connection: Connection, workflow_id: str, seq: int, known: Sequenc
 
 def save_progress(connection: Connection, position: Position, snapshot: Snapshot, kind: str) -> bool:
     """Keep a checkpoint taken inside a handler; False means that the claim was lost."""
+    if connection.dialect.name == "sqlite":
+        return _save_plainly(connection, position, snapshot, kind)
     held = (
         _held(position)
         .values(checkpoint_number=snapshot.number, checkpointed_at=sql.now(), checkpoint_asked_at=null())
@@ -274,6 +276,30 @@ def save_progress(connection: Connection, position: Position, snapshot: Snapshot
         where=CheckpointRow.commitment == written.excluded.commitment,
     )
     return _wrote(connection, again)
+
+
+def _save_plainly(connection: Connection, position: Position, snapshot: Snapshot, kind: str) -> bool:
+    """Do the same in two statements."""
+    with sqlite.atomically(connection):
+        newer = {"checkpoint_number": snapshot.number, "checkpointed_at": sql.now(), "checkpoint_asked_at": null()}
+        if not _wrote(connection, _held(position).values(newer)):
+            return False
+        written = sql.upsert(CheckpointRow).values(
+            workflow_id=position.workflow_id,
+            seq=position.seq,
+            number=snapshot.number,
+            kind=kind,
+            body=snapshot.body,
+            salt=snapshot.salt,
+            commitment=snapshot.commitment,
+            at=sql.now(),
+        )
+        again = written.on_conflict_do_update(
+            index_elements=["workflow_id", "seq", "number"],
+            set_={"kind": written.excluded.kind},
+            where=CheckpointRow.commitment == written.excluded.commitment,
+        )
+        return _wrote(connection, again)
 
 
 def is_asked(connection: Connection, position: Position) -> bool | None:

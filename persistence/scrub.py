@@ -9,7 +9,7 @@ from typing import Final
 
 from sqlalchemy import Connection, select, text, update
 
-from . import sql
+from . import sql, sqlite
 from .models import ScrubRow, TransitionRow
 
 # What people are told; `aegis verify --all` tells all of it.
@@ -35,7 +35,13 @@ class Scrub:
 
 
 def state(connection: Connection) -> Scrub:
-    """Return how far it is."""
+    """Return how far it is.
+
+    Raises:
+        NotOnSQLite: nothing is verified in turn there.
+
+    """
+    sqlite.refuse(connection, "verification in turn", "verify_integrity(id) verifies one history")
     row = connection.execute(select(ScrubRow.__table__)).one()
     return Scrub(
         started_at=row.started_at,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, DateTime, Dialect, Integer, Interval, func, literal
+from sqlalchemy import BigInteger, ColumnElement, DateTime, Dialect, Integer, Interval, Text, func, literal
 from sqlalchemy.dialects.postgresql import INTERVAL, JSONB, TIMESTAMP
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.compiler import compiles
@@ -100,6 +100,27 @@ def moment(value: datetime) -> ColumnElement[datetime]:
 def span(value: timedelta) -> ColumnElement[timedelta]:
     """Return a given length of time, where no moment beside it says that it is one."""
     return literal(value, SPAN)
+
+
+class iso(FunctionElement[str]):  # noqa: N801 - it is called like a function
+    """``iso(moment)``: a moment as envelopes write it; null where none can."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(iso)
+def _iso(element: Any, compiler: Any, **options: Any) -> str:
+    # Null for an infinite time.
+    moment_ = compiler.process(element.clauses, **options)
+    return f"to_char(timezone('UTC', {moment_}), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+
+
+@compiles(iso, "sqlite")
+def _iso_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    moment_ = compiler.process(element.clauses, **options)
+    seconds = f"strftime('%Y-%m-%dT%H:%M:%S', {moment_} / 1000000, 'unixepoch')"
+    return f"{seconds} || printf('.%06dZ', {moment_} % 1000000)"
 
 
 # --- of several -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy import Connection, Text, cast, func, select
 
 from ..core.recovery import Heartbeat, Policy
-from . import audit, database, guards, history, scrub, sql, watch
+from . import audit, database, guards, history, scrub, sql, sqlite, watch
 from .guards import Guards
 from .models import SweepRow, TransitionRow, WorkflowRow
 from .scrub import Scrub
@@ -53,7 +53,13 @@ class Vitals:
 
 
 def read(connection: Connection, default_queue: str, policy: Policy) -> Vitals:
-    """Read the figures, on one connection."""
+    """Read the figures, on one connection.
+
+    Raises:
+        NotOnSQLite: it has no workers, no beat and no anchors that there could be figures of.
+
+    """
+    sqlite.refuse(connection, "the health of a deployment", "list workflows with engine.list()")
     now = database.now(connection)
     workers = tuple(watch.heartbeats(connection))
     saved = sql.greatest(WorkflowRow.claimed_at, WorkflowRow.checkpointed_at)

@@ -33,6 +33,7 @@ from aegis.core.errors import (
     NotABundle,
     NotANote,
     NotCanonical,
+    NotOnSQLite,
     SchemaMismatch,
     ServerUnavailable,
     SingletonConflict,
@@ -158,6 +159,7 @@ SAMPLES: Final[list[tuple[type[AegisError], dict[str, Any], list[str]]]] = [
         {"url": "redis://h", "reason": "refused"},
         ["redis://h", "refused", "aegis up", "AEGIS_BROKER_URL"],
     ),
+    (NotOnSQLite, {"what": "purging", "remedy": "erase it"}, ["purging", "SQLite", "erase it"]),
     (
         SinkUnavailable,
         {"place": "/mnt/anchors.jsonl", "reason": "No space left on device"},
