@@ -42,10 +42,11 @@ def start_command(out: Output, type_name: str, workflow_id: str | None, data: st
 @click.argument("event")
 @click.argument("payload", default="null", metavar="[JSON]")
 @click.option("--key", help="Received once under this key, however often it is sent.")
+@_reason
 @json_option
-def send_command(out: Output, workflow_id: str, event: str, payload: str, key: str | None) -> None:
+def send_command(out: Output, workflow_id: str, event: str, payload: str, key: str | None, reason: str) -> None:
     """Send an EVENT to workflow ID; it is kept until a state accepts it."""
-    rung = engine().send(workflow_id, event, _json("the payload", payload), key=key)
+    rung = engine().send(workflow_id, event, _json("the payload", payload), key=key, reason=reason)
     if not rung:
         out.warn(_UNRUNG)
     out.say({"id": workflow_id, "event": event, "rung": rung}, f"{event} accepted for {workflow_id}")

@@ -30,6 +30,7 @@ ENGINE_EVENTS: Final[Mapping[str, str | None]] = {
     "created": None,
     "resumed": None,
     "approved": None,
+    "disregarded": None,
     "upgraded": None,
     "retried": None,
     "paused": "paused",

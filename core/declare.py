@@ -93,7 +93,7 @@ def _edge(type_name: str, states: type[Enum], name: str, handler: Callable[..., 
     def wrong(problem: str, remedy: str) -> DefinitionError:
         return DefinitionError(type_name, name, problem, remedy)
 
-    def names(what: str, given: object) -> tuple[str, ...]:
+    def names(what: str, given: object) -> Any:
         named = given if isinstance(given, tuple) else (given,)
         for state in named:
             if not isinstance(state, states):
@@ -109,10 +109,14 @@ def _edge(type_name: str, states: type[Enum], name: str, handler: Callable[..., 
     for option, kinds, example in _OPTIONS:
         if not isinstance(declared[option], kinds) or (kinds is not bool and isinstance(declared[option], bool)):
             raise wrong(f"{option}={declared[option]!r} has the wrong type", f"write it like {option}={example}")
-    return Edge(
-        name=name,
-        **declared | {"sources": names("source", declared["sources"]), "targets": names("target", declared["targets"])},
-    )
+    states_of = {"sources": names("source", declared["sources"]), "targets": names("target", declared["targets"])}
+    if declared["give_up"] is not None:
+        if isinstance(declared["give_up"], tuple):
+            raise wrong("give_up names several states", "name the one state that it leads to then")
+        states_of["give_up"] = names("give_up", declared["give_up"])[0]
+    edge = Edge(name=name, **declared | states_of)
+    check_guard(type_name, edge)
+    return edge
 
 
 _OPTIONS: Final[tuple[tuple[str, Any, str], ...]] = (
@@ -123,7 +127,39 @@ _OPTIONS: Final[tuple[tuple[str, Any, str], ...]] = (
     ("queue", (str, type(None)), '"slow"'),
     ("transactional", bool, "True"),
     ("deadline", bool, "True"),
+    ("buffer", bool, "False"),
+    ("approvals", int, "2"),
+    ("four_eyes", bool, "True"),
 )
+
+
+def check_guard(type_name: str, edge: Edge) -> None:
+    """Check that a guard can be asked: with the workflow, and with the payload where there is an event.
+
+    Raises:
+        DefinitionError: it cannot.
+
+    """
+    guard = edge.guard
+    example = "guard=lambda workflow: ..." if edge.on is None else "guard=lambda workflow, payload: ..."
+    if guard is None:
+        return
+    if not callable(guard):
+        raise DefinitionError(type_name, edge.name, f"guard={guard!r} cannot be called", f"write it like {example}")
+    if inspect.iscoroutinefunction(guard) or inspect.isasyncgenfunction(guard) or inspect.isgeneratorfunction(guard):
+        raise DefinitionError(
+            type_name, edge.name, "its guard is async, or a generator", "write it as a plain `def` that returns a bool"
+        )
+    given = ("workflow",) if edge.on is None else ("workflow", "payload")
+    try:
+        inspect.signature(guard).bind(*given)
+    except TypeError:
+        problem = f"its guard cannot be called with {' and '.join(given)} alone"
+        raise DefinitionError(type_name, edge.name, problem, f"write it like {example}") from None
+    except ValueError:
+        return  # something of C that does not say what it takes
+
+
 _OWN_PARAMETERS: Final = 2  # self and ctx
 _BY_POSITION: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _TAKES_ANY_NUMBER: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -159,6 +195,31 @@ def check_signature(cls: type[BaseModel], edge: Edge, handler: Callable[..., Any
             f"its handler takes {required[0].name!r}, but there is no event to give it",
             "add on=..., or remove the parameter",
         )
+
+
+def payloads_of(cls: type[BaseModel], handlers: Mapping[str, Callable[..., Any]]) -> dict[str, PayloadModel]:
+    """Check what every handler takes, and return the models of the payloads by the events' names.
+
+    Raises:
+        DefinitionError: a handler takes what it is not given, or two take one event as different types.
+
+    """
+    definition: Definition = cls.definition  # type: ignore[attr-defined]  # set by now, see Workflow
+    payloads: dict[str, PayloadModel] = {}
+    for edge in definition.edges:
+        if edge.on is None:
+            check_signature(cls, edge, handlers[edge.name])
+            continue
+        payload = payload_of(cls, edge, handlers[edge.name])
+        before = payloads.setdefault(edge.on, payload)
+        if before.model_fields["root"].annotation != payload.model_fields["root"].annotation:
+            raise DefinitionError(
+                definition.type,
+                edge.name,
+                f"it takes {edge.on!r} with another payload type than a transition before it",
+                "give all handlers of one event the same annotation",
+            )
+    return payloads
 
 
 def payload_of(cls: type[BaseModel], edge: Edge, handler: Callable[..., Any]) -> PayloadModel:

@@ -113,15 +113,59 @@ class UnknownWorkflowType(AegisError):
 
 
 class UnknownEvent(AegisError):
-    """An event that no state of the workflow accepts."""
+    """An event that no state of the workflow accepts; ``accepted`` are pairs of an event and its states."""
 
-    def __init__(self, type_name: str, event: str, accepted: Iterable[str]) -> None:
-        super().__init__(type_name, event, tuple(accepted))
-        self.type_name, self.event, self.accepted = type_name, event, tuple(accepted)
+    def __init__(self, type_name: str, event: str, accepted: Iterable[tuple[str, Iterable[str]]]) -> None:
+        pairs = tuple((name, tuple(states)) for name, states in accepted)
+        super().__init__(type_name, event, pairs)
+        self.type_name, self.event, self.accepted = type_name, event, pairs
 
     def _message(self) -> str:
-        accepted = ", ".join(sorted(self.accepted)) or "none at all"
-        return f"{self.type_name} accepts no event {self.event!r}; it accepts: {accepted}"
+        accepted = ", ".join(f"{name} (in {', '.join(states)})" for name, states in sorted(self.accepted))
+        return f"{self.type_name} accepts no event {self.event!r}; it accepts: {accepted or 'none at all'}"
+
+
+class EventRefused(AegisError):
+    """An event that is not kept, and that the state of the workflow does not accept now."""
+
+    def __init__(self, workflow_id: str, event: str, state: str, accepted: Iterable[str]) -> None:
+        super().__init__(workflow_id, event, state, tuple(accepted))
+        self.workflow_id, self.event, self.state, self.accepted = workflow_id, event, state, tuple(accepted)
+
+    def _message(self) -> str:
+        accepted = ", ".join(self.accepted) or "no event at all"
+        return (
+            f"workflow {self.workflow_id!r} is in state {self.state!r}, which does not accept {self.event!r} "
+            f"(it accepts: {accepted}), and this event is not kept for later; nothing was sent"
+        )
+
+
+class AlreadyApproved(AegisError):
+    """A second approval by the same sender, where different ones are needed."""
+
+    def __init__(self, workflow_id: str, event: str, sender: str) -> None:
+        super().__init__(workflow_id, event, sender)
+        self.workflow_id, self.event, self.sender = workflow_id, event, sender
+
+    def _message(self) -> str:
+        return (
+            f"{self.sender} has sent {self.event!r} to workflow {self.workflow_id!r} already, and it needs different "
+            "senders; let somebody else send it"
+        )
+
+
+class FourEyes(AegisError):
+    """An event by who moved the workflow on before, where somebody else is needed."""
+
+    def __init__(self, workflow_id: str, event: str, sender: str) -> None:
+        super().__init__(workflow_id, event, sender)
+        self.workflow_id, self.event, self.sender = workflow_id, event, sender
+
+    def _message(self) -> str:
+        return (
+            f"workflow {self.workflow_id!r} was moved on by {self.sender} before, so somebody else has to send "
+            f"{self.event!r}"
+        )
 
 
 # --- what the database says -----------------------------------------------------------

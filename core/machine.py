@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
+from itertools import pairwise
 from typing import Final, TypeAlias, TypeVar
 
-from .canonical import canonical
+from .canonical import Json, canonical
 from .chain import ENGINE_EVENTS
 from .errors import DefinitionError
 from .retry import Retry
@@ -19,6 +20,7 @@ MAX_NAME: Final = 128
 # A century: far enough, and far below where a date would overflow.
 LONGEST_TIMER: Final = timedelta(days=36_525)
 LONGEST_TIMEOUT: Final = 366 * 86_400
+MOST_APPROVALS: Final = 100
 
 T = TypeVar("T")
 
@@ -47,6 +49,16 @@ class Edge:
     transactional: bool = False
     deadline: bool = False
     """Whether it is what the passing of the workflow's deadline sets off."""
+    buffer: bool = True
+    """Whether the event is kept where it comes before a state that takes it."""
+    guard: Callable[..., object] | None = None
+    """What says whether the edge may be taken now; None: it always may."""
+    approvals: int = 1
+    """How many different senders have to send the event."""
+    four_eyes: bool = False
+    """Whether whoever moved the workflow on before may not send the event."""
+    give_up: str | None = None
+    """The state that it leads to where its handler failed for good."""
 
     @property
     def kind(self) -> Kind:
@@ -67,6 +79,8 @@ class Pending:
     """
 
     automatic: Edge | None = None
+    alternatives: tuple[Edge, ...] = ()
+    """Further automatic edges, each for the case that the guards of those before it say no."""
     accepts: tuple[str, ...] = ()
     event_queue: str | None = None
     """The queue of the events' transitions; None: the default one, or not the same for all of them."""
@@ -94,6 +108,7 @@ class WaitingEvent:
     sender: str
     payload: bytes
     received_at: datetime
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +131,11 @@ class Definition:
         queues = {edge.queue for edge in leaving if edge.on is not None}
         timers = [edge for edge in leaving if edge.after is not None]
         timer = min(timers, key=lambda edge: edge.after or timedelta.max) if timers else None
+        automatic = tuple(edge for edge in leaving if edge.kind is Kind.AUTOMATIC)
         return Pending(
-            automatic=next((edge for edge in leaving if edge.kind is Kind.AUTOMATIC), None),
-            accepts=tuple(edge.on for edge in leaving if edge.on is not None),
+            automatic=automatic[0] if automatic else None,
+            alternatives=automatic[1:],
+            accepts=tuple(dict.fromkeys(edge.on for edge in leaving if edge.on is not None)),
             event_queue=queues.pop() if len(queues) == 1 else None,
             timer=timer,
             timer_at=None if timer is None or timer.after is None else entered_at + timer.after,
@@ -128,25 +145,33 @@ class Definition:
         """Return the edge that is taken when the workflow's deadline passes in that state."""
         return next((edge for edge in self.leaving(state) if edge.deadline), None)
 
-    def on_event(self, state: str, event: str) -> Edge | None:
-        """Return the edge that takes the event in that state."""
-        return next((edge for edge in self.leaving(state) if edge.on == event), None)
+    def on_event(self, state: str, event: str) -> tuple[Edge, ...]:
+        """Return the edges that the event can take in that state, in the order of their declaration."""
+        return tuple(edge for edge in self.leaving(state) if edge.on == event)
 
-    def choose(self, state: str, pending: Pending, event: WaitingEvent | None, *, now: datetime) -> Edge | None:
-        """Return the edge that a workflow takes now; None means that there is nothing to do yet.
+    def choose(self, state: str, pending: Pending, event: WaitingEvent | None, *, now: datetime) -> tuple[Edge, ...]:
+        """Return the edges of which the first whose guard says yes is taken now; none: there is nothing to do yet.
 
         An event that came before the timer ran out goes first, however late it is handled.
         """
         if pending.automatic is not None:
-            return pending.automatic
+            return (pending.automatic, *pending.alternatives)
         ran_out = pending.timer_at is not None and pending.timer_at <= now
         if event is not None and not (ran_out and pending.timer_at and event.received_at > pending.timer_at):
             return self.on_event(state, event.name)
-        return pending.timer if ran_out else None
+        return (pending.timer,) if ran_out and pending.timer is not None else ()
 
     def events(self) -> tuple[str, ...]:
         """Return every event that some state accepts."""
         return tuple(dict.fromkeys(edge.on for edge in self.edges if edge.on is not None))
+
+    def accepting(self, event: str) -> tuple[str, ...]:
+        """Return the states that accept the event, in the order of their declaration."""
+        return tuple(state for state in self.states if self.on_event(state, event))
+
+    def keeps(self, event: str) -> bool:
+        """Whether the event is kept until a state accepts it; the edges that it can take agree on that."""
+        return all(edge.buffer for edge in self.edges if edge.on == event)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -164,8 +189,7 @@ class Definition:
                         "to": list(edge.targets),
                         "on": edge.on,
                         "after": None if edge.after is None else f"{edge.after.total_seconds():.6f}",
-                        # Only where it is one: what was hashed before there were any is hashed as before.
-                        **({"deadline": True} if edge.deadline else {}),
+                        **_rules_of(edge),
                     }
                     for edge in self.edges
                 ],
@@ -183,9 +207,33 @@ class Definition:
                 Kind.TIMER: f"{edge.name} after {edge.after}",
                 Kind.DEADLINE: f"{edge.name} at the deadline",
             }[edge.kind]
+            label += "" if edge.guard is None else " [guarded]"
+            label += "" if edge.approvals == 1 else f" ({edge.approvals} approvals)"
             lines += [f"    {source} --> {target}: {label}" for source in edge.sources for target in edge.targets]
+            if edge.give_up is not None:
+                lines += [f"    {source} --> {edge.give_up}: {edge.name} gave up" for source in edge.sources]
         lines += [f"    {state} --> [*]" for state in self.states if not self.leaving(state)]
         return "\n".join(lines)
+
+
+def _rules_of(edge: Edge) -> dict[str, Json]:
+    """Return what an edge declares beyond states and triggers: nothing where it declares nothing.
+
+    So machines that do without have the fingerprint that they always had.
+    """
+    rules: dict[str, Json] = {
+        "deadline": edge.deadline,
+        "buffer": edge.buffer,
+        "guard": edge.guard is not None,
+        "approvals": edge.approvals,
+        "four_eyes": edge.four_eyes,
+        "give_up": edge.give_up,
+    }
+    without: dict[str, Json] = {
+        **{"deadline": False, "buffer": True, "guard": False},
+        **{"approvals": 1, "four_eyes": False, "give_up": None},
+    }
+    return {name: value for name, value in rules.items() if value != without[name]}
 
 
 def check(definition: Definition) -> None:
@@ -207,6 +255,7 @@ def _problems(definition: Definition) -> Iterator[DefinitionError]:
         )
     for edge in definition.edges:
         yield from _edge_problems(definition, edge)
+    yield from _buffer_problems(definition)
     for state in definition.states:
         yield from _state_problems(definition, state)
     yield from _reachability_problems(definition)
@@ -271,6 +320,26 @@ _EDGE_RULES: Final[tuple[_Rule, ...]] = (
         "{edge.queue!r} is not a name for a queue",
         "use letters, digits, '.', '_' and '-'",
     ),
+    (
+        lambda edge: edge.guard is not None and (edge.after is not None or edge.deadline),
+        "a timer has no guard, and a deadline has none",
+        "let its handler return one of several targets",
+    ),
+    (
+        lambda edge: edge.on is None and not (edge.buffer and edge.approvals == 1 and not edge.four_eyes),
+        "buffer=, approvals= and four_eyes= are about an event, and it waits for none",
+        "add on=..., or leave them out",
+    ),
+    (
+        lambda edge: not 1 <= edge.approvals <= MOST_APPROVALS,
+        "approvals={edge.approvals} are none that could be given",
+        f"give a whole number from 1 to {MOST_APPROVALS}",
+    ),
+    (
+        lambda edge: edge.kind is Kind.AUTOMATIC and edge.give_up in edge.sources,
+        "where it gives up, give_up={edge.give_up!r} would begin it again, for ever",
+        "name another state, or raise max_attempts",
+    ),
 )
 
 
@@ -285,33 +354,55 @@ def is_queue_name(name: str) -> bool:
     return 0 < len(name) <= MAX_NAME and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
 
 
+def _buffer_problems(definition: Definition) -> Iterator[DefinitionError]:
+    for event in definition.events():
+        edges = [edge for edge in definition.edges if edge.on == event]
+        for edge in edges[1:]:
+            if edge.buffer is not edges[0].buffer:
+                yield DefinitionError(
+                    definition.type,
+                    edge.name,
+                    f"buffer={edge.buffer} for {event!r}, which is buffer={edges[0].buffer} for {edges[0].name}",
+                    "say the same for all transitions on one event",
+                )
+
+
 def _state_problems(definition: Definition, state: str) -> Iterator[DefinitionError]:
     leaving = definition.leaving(state)
     automatic = [edge for edge in leaving if edge.kind is Kind.AUTOMATIC]
-    if len(automatic) > 1:
+    for before, edge in pairwise(automatic):
+        if before.guard is None:
+            yield DefinitionError(
+                definition.type,
+                edge.name,
+                f"state {state!r} already has the automatic transition {before.name}",
+                "give all but the last of them guard=, or make it one transition with several targets",
+            )
+    if automatic and automatic[-1].guard is not None:
         yield DefinitionError(
             definition.type,
-            automatic[1].name,
-            f"state {state!r} already has the automatic transition {automatic[0].name}",
-            "give one of the two on= or after=, or make it one transition with several targets",
+            automatic[-1].name,
+            f"state {state!r} would never be left where every guard says no",
+            "leave out guard= on the last automatic transition of a state",
         )
     waiting = [edge for edge in leaving if not edge.deadline]
-    if automatic and len(waiting) > 1:
-        idle = next(edge for edge in waiting if edge is not automatic[0])
+    if automatic and len(waiting) > len(automatic):
+        idle = next(edge for edge in waiting if edge not in automatic)
         yield DefinitionError(
             definition.type,
             idle.name,
             f"state {state!r} is left at once by {automatic[0].name}, so this could never run",
             "let it start from a state that waits",
         )
-    for event in _twice(edge.on for edge in leaving if edge.on is not None):
-        second = [edge for edge in leaving if edge.on == event][1]
-        yield DefinitionError(
-            definition.type,
-            second.name,
-            f"state {state!r} already has a transition on {event!r}",
-            "keep one, with several targets if need be",
-        )
+    for event in dict.fromkeys(edge.on for edge in leaving if edge.on is not None):
+        for before, edge in pairwise(definition.on_event(state, event)):
+            if before.guard is None:
+                yield DefinitionError(
+                    definition.type,
+                    edge.name,
+                    f"state {state!r} already has a transition on {event!r}: {before.name}, without a guard",
+                    "give all but the last of them guard=, or keep one, with several targets if need be",
+                )
     for after in _twice(edge.after for edge in leaving if edge.after is not None):
         second = [edge for edge in leaving if edge.after == after][1]
         yield DefinitionError(
@@ -360,7 +451,7 @@ def _reachability_problems(definition: Definition) -> Iterator[DefinitionError]:
     }
     sources: dict[str, set[str]] = {state: set() for state in definition.states}
     for edge in definition.edges:
-        for target in edge.targets:
+        for target in _targets([edge]):
             sources[target].update(edge.sources)
     resting = _closure(resting, sources)
     for state in definition.states:
@@ -374,7 +465,7 @@ def _reachability_problems(definition: Definition) -> Iterator[DefinitionError]:
 
 
 def _targets(edges: Iterable[Edge]) -> set[str]:
-    return {target for edge in edges for target in edge.targets}
+    return {target for edge in edges for target in (*edge.targets, edge.give_up) if target is not None}
 
 
 def _closure(start: set[str], steps: Mapping[str, set[str]]) -> set[str]:

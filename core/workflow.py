@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Final, Protocol, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError
 
+from .approval import Approval
 from .canonical import Json, pointer_step
-from .declare import MARK, PayloadModel, check_signature, define, handlers_of, payload_of
+from .declare import MARK, PayloadModel, define, handlers_of, payloads_of
 from .errors import DefinitionError, InvalidData, InvalidHandlerResult, UnknownEvent, UnknownWorkflowType
 from .machine import Definition, Edge, check
 from .retry import Retry
@@ -54,6 +55,26 @@ class Context(Protocol):
     def log(self) -> Any:
         """A structured logger that names the workflow, the transition and the attempt."""
 
+    @property
+    def approvals(self) -> tuple[Approval, ...]:
+        """Who sent the event, and why, in a transition with ``approvals=`` or ``four_eyes=``: the last one last."""
+
+    def send(
+        self,
+        id: str,  # noqa: A002 - what it is
+        event: str,
+        payload: object = None,
+        *,
+        key: str | None = None,
+        reason: str = "",
+    ) -> None:
+        """Send an event to another workflow, or to this one: it goes out if, and only if, this transition is recorded.
+
+        Raises:
+            AegisError: it would not be accepted, see ``DurableWorkflowEngine.send``; let it pass, or do otherwise.
+
+        """
+
     def checkpoint(self) -> None:
         """Save the workflow's data as it is now; the next attempt goes on from there.
 
@@ -82,6 +103,11 @@ def transition(
     queue: str | None = None,
     transactional: bool = False,
     deadline: bool = False,
+    buffer: bool = True,
+    guard: Callable[..., bool] | None = None,
+    approvals: int = 1,
+    four_eyes: bool = False,
+    give_up: Enum | None = None,
 ) -> Callable[[F], F]:
     """Declare a method as the handler of an edge from ``source`` to ``target``.
 
@@ -92,6 +118,12 @@ def transition(
     ``transactional`` runs the handler inside the checkpoint's own database transaction.
     ``deadline`` makes it what is run when the workflow's own deadline passes in one of its
     sources; where a state has none, the workflow fails then.
+
+    An event that comes before a state that takes it is kept, unless ``buffer=False``, which refuses
+    it. ``guard(workflow)``, or ``guard(workflow, payload)`` for an event, says whether the edge may be
+    taken: of several, the first that may is. ``approvals`` is how many different senders have to send
+    the event; with ``four_eyes`` none of them may be who moved the workflow on before. ``give_up`` is
+    the state that it leads to where its handler failed for good, instead of the status ``failed``.
 
     What is wrong with a declaration is said when the class is made.
     """
@@ -105,6 +137,11 @@ def transition(
         "queue": queue,
         "transactional": transactional,
         "deadline": deadline,
+        "buffer": buffer,
+        "guard": guard,
+        "approvals": approvals,
+        "four_eyes": four_eyes,
+        "give_up": give_up,
     }
 
     def mark(handler: F) -> F:
@@ -153,13 +190,7 @@ class Workflow(BaseModel):
         cls._handlers = MappingProxyType(handlers)
         cls.definition = define(cls, type_name, version, handlers)
         check(cls.definition)
-        payloads = {}
-        for edge in cls.definition.edges:
-            if edge.on is None:
-                check_signature(cls, edge, handlers[edge.name])
-            else:
-                payloads[edge.on] = payload_of(cls, edge, handlers[edge.name])
-        cls._payloads = MappingProxyType(payloads)
+        cls._payloads = MappingProxyType(payloads_of(cls, handlers))
         registry.add(cls)
 
     def to_dict(self) -> dict[str, Any]:
@@ -242,7 +273,9 @@ def read_payload(workflow: type[Workflow], event: str, payload: object) -> tuple
     """
     model = workflow._payloads.get(event)  # noqa: SLF001 - this module's own class
     if model is None:
-        raise UnknownEvent(workflow.definition.type, event, workflow.definition.events())
+        definition = workflow.definition
+        accepted = [(name, definition.accepting(name)) for name in definition.events()]
+        raise UnknownEvent(definition.type, event, accepted)
     what = f"the payload of {event!r}"
     try:
         read = model.model_validate(payload, by_alias=True, by_name=True)

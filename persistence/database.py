@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import URL, Engine, create_engine, event, func, make_url, select
 from sqlalchemy import Connection as Connection  # noqa: PLC0414 - likewise
@@ -36,6 +36,7 @@ __all__ = [
     "Connection",
     "Database",
     "Session",
+    "in_one_transaction",
     "in_transaction",
     "is_forbidden",
     "is_outage",
@@ -47,6 +48,7 @@ __all__ = [
     "reason_of",
 ]
 
+_MOST_TRIES: Final = 5
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _CONNECT: Final = {
     "connect_timeout": 5,
@@ -69,6 +71,8 @@ _MOMENT: Final[Mapping[str, Mapping[str, Any]]] = {
 
 # libpq's PQTRANS_IDLE, _ACTIVE and _INTRANS; those that follow are of a transaction that failed, or a lost connection.
 _SOUND: Final = frozenset({0, 1, 2})
+
+T = TypeVar("T")
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
@@ -151,6 +155,17 @@ class Database:
         """
         with self._translated(also=is_transient), self._single.connect() as connection:
             yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Give a session whose statements each stand by themselves, and that writes nothing.
+
+        Raises:
+            DatabaseUnavailable: it does not answer, or broke off.
+
+        """
+        with self.statement() as connection, Session(connection) as session:
+            yield session
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -263,6 +278,25 @@ class Database:
         """Leave the parent's connections to the parent: a forked child must not even close them."""
         self.engine.dispose(close=False)
         self._direct = threading.local()
+
+
+def in_one_transaction(database: Database, verb: Callable[[Session], T]) -> T:
+    """Carry a verb out: all of it, or nothing; again where PostgreSQL preferred somebody else.
+
+    Raises:
+        DatabaseUnavailable: it does not answer, or broke off; the outcome may be unknown.
+
+    """
+    left = _MOST_TRIES
+    while True:
+        left -= 1
+        try:
+            with database.transaction() as session:
+                return verb(session)
+        except DBAPIError as error:
+            # Rolled back, whole, in favour of somebody else: nothing is half-written, and it may go through now.
+            if not (left and is_transient(error)):
+                raise
 
 
 def in_transaction(session: Session) -> Callable[[Hot, Mapping[str, Any]], Sequence[Any] | None]:

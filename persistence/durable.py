@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Generic, TypeVar
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from ..core.anchor import Anchor
@@ -20,9 +19,10 @@ from ..core.errors import InvalidData, WaitTimeout, WorkflowNotCompleted
 from ..core.finding import Report
 from ..core.starting import Attribute, Moment, Start
 from ..core.workflow import Workflow, registry
-from . import history, operations, removal, starting, transfer
+from . import history, inbox, operations, removal, starting, transfer
 from .auditor import Auditor, Sources
-from .database import Database, is_transient
+from .database import Database, in_one_transaction
+from .inbox import Message
 from .models import STATUSES
 from .operations import Terms
 from .records import Checkpoint, WorkflowSummary, WorkflowTransition
@@ -38,7 +38,6 @@ _OVER: Final = frozenset({"completed", "failed", "cancelled", "quarantined"})
 _FIRST_LOOK: Final = 0.02
 _LONGEST_LOOK: Final = 0.5
 _AT_ONCE: Final = 1000
-_MOST_TRIES: Final = 5
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,9 @@ class Handle(Generic[W]):
     rung: bool = True
     new: bool = False
 
-    def send(self, event: str, payload: object = None, *, key: str | None = None) -> bool:
+    def send(self, event: str, payload: object = None, *, key: str | None = None, reason: str = "") -> bool:
         """Send it an event; see ``DurableWorkflowEngine.send``."""
-        return self.engine.send(self.id, event, payload, key=key)
+        return self.engine.send(self.id, event, payload, key=key, reason=reason)
 
     def get(self) -> Workflow:
         """Return its data as it is now."""
@@ -168,22 +167,37 @@ class DurableWorkflowEngine:
         rung = not bells or self._ring(bells)
         return [Handle(self, one.id, rung or one.bell is None, one.new) for one in known]
 
-    def send(self, id: str, event: str, payload: object = None, *, key: str | None = None) -> bool:  # noqa: A002
+    def send(
+        self,
+        id: str,  # noqa: A002
+        event: str,
+        payload: object = None,
+        *,
+        key: str | None = None,
+        reason: str = "",
+    ) -> bool:
         """Accept an event; it is kept until a state takes it. The same ``key`` is received once.
 
-        Returns whether the broker was reached, where there was something to ring; if it was
+        The history keeps who sent it, and the ``reason``. Returns whether the broker was reached, where there was something to ring; if it was
         not, the sweep rings.
 
         Raises:
             WorkflowNotFound, WrongStatus, EventConflict: nothing was written.
             UnknownWorkflowType, UnknownEvent, InvalidData, NotCanonical, InvalidName: nothing was written.
+            EventRefused: it is not kept, and the state does not accept it; nothing was written.
+            AlreadyApproved, FourEyes: somebody else has to send it; nothing was written.
             DatabaseUnavailable: it may or may not have been received; the same key may be used again.
 
         """
-        unique = str(uuid.uuid4()) if key is None else key
-        return self._rung(
-            self._write(lambda session: operations.send(session, id, event, payload, unique, self._terms))
+        message = Message(
+            workflow_id=id,
+            event=event,
+            payload=payload,
+            key=str(uuid.uuid4()) if key is None else key,
+            sender=self._terms.actor,
+            reason=reason,
         )
+        return self._rung(self._write(lambda session: inbox.send(session, message, self._terms)))
 
     def pause(self, id: str, *, reason: str = "") -> None:  # noqa: A002
         """Let nothing more begin; a handler that runs now may finish."""
@@ -459,22 +473,3 @@ class DurableWorkflowEngine:
         # After the commit, never before: a worker that answered a bell for a row it cannot see yet
         # would throw the bell away.
         return bell is None or self._ring([bell])
-
-
-def in_one_transaction(database: Database, verb: Callable[[Session], T]) -> T:
-    """Carry a verb out: all of it, or nothing; again where PostgreSQL preferred somebody else.
-
-    Raises:
-        DatabaseUnavailable: it does not answer, or broke off; the outcome may be unknown.
-
-    """
-    left = _MOST_TRIES
-    while True:
-        left -= 1
-        try:
-            with database.transaction() as session:
-                return verb(session)
-        except DBAPIError as error:
-            # Rolled back, whole, in favour of somebody else: nothing is half-written, and it may go through now.
-            if not (left and is_transient(error)):
-                raise

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
+from ..core.approval import APPROVED, DISREGARDED, Verdict
 from ..core.bell import Bell
 from ..core.canonical import Json, load
 from ..core.chain import SALT_BYTES, Link, MacKey, Step, checkpoint_body, checkpoint_commitment, genesis, link, timestamp
@@ -63,13 +65,17 @@ def advance(
     actor: str,
     at: datetime,
     max_bytes: int,
+    error: Mapping[str, Any] | None = None,
     mac_key: MacKey | None = None,
     attributes: Mapping[str, Attribute] | None = None,
 ) -> Move:
-    """Return the move of a handler that succeeded; ``event`` is the one it took, if it took one."""
-    payload: dict[str, Json] = {}
-    if event is not None:
-        payload |= {"data": load(event.payload), "key": event.key, "sender": event.sender}
+    """Return the move of a handler that succeeded, or, with an ``error``, failed for good.
+
+    ``event`` is the one it took, if it took one.
+    """
+    payload = _told(event) | _rules(edge)
+    if error is not None:
+        payload |= {"error": {"type": error["type"], "message": error["message"]}, "gave_up": True}
     if progress:
         payload["progress"] = list(progress)
     if edge.deadline and position.deadline is not None:
@@ -101,7 +107,62 @@ def advance(
         priority=position.priority,
         deadline_met=edge.deadline,
         attributes=attributes,
+        steered_by=None if event is None else event.sender,
     )
+
+
+def _told(event: WaitingEvent | None) -> dict[str, Json]:
+    """Return what the chain says of an event: its payload, its key, who sent it, and why."""
+    if event is None:
+        return {}
+    told: dict[str, Json] = {"data": load(event.payload), "key": event.key, "sender": event.sender}
+    return told if event.reason is None else told | {"reason": event.reason}
+
+
+def _rules(edge: Edge) -> dict[str, Json]:
+    """Return the rules that an edge was taken by, for whoever verifies the history without knowing the class."""
+    rules: dict[str, Json] = {}
+    if edge.approvals > 1:
+        rules["approvals"] = edge.approvals
+    if edge.four_eyes:
+        rules["four_eyes"] = True
+    return rules
+
+
+def deliberate(
+    position: Position,
+    definition: Definition,
+    edge: Edge,
+    event: WaitingEvent,
+    data: Mapping[str, Any],
+    *,
+    verdict: Verdict,
+    approvals: int,
+    progress: Sequence[str],
+    actor: str,
+    at: datetime,
+    mac_key: MacKey | None = None,
+) -> Move:
+    """Return the move of an event that does not set its transition off: it counts as an approval, or for nothing.
+
+    ``approvals`` is how many there are with this one. The state, and since when it counts, stay.
+    """
+    counts = verdict is Verdict.COUNT
+    payload = _told(event) | {"transition": edge.name, "approvals": approvals}
+    payload |= {"four_eyes": True} if edge.four_eyes else {}
+    made = intervene(
+        position,
+        APPROVED if counts else DISREGARDED,
+        data,
+        status=None,
+        payload=payload if counts else payload | {"rule": verdict.value},
+        progress=progress,
+        actor=actor,
+        at=at,
+        mac_key=mac_key,
+    )
+    following = Following.of(definition.pending(position.state, entered_at=position.entered_at))
+    return replace(made, following=following, event_id=event.id)
 
 
 def intervene(

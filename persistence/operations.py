@@ -6,7 +6,7 @@ Written once against a synchronous ``Session``: an async engine reaches them thr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -17,14 +17,13 @@ from sqlalchemy.orm import Session
 from ..core.bell import Bell
 from ..core.canonical import Json, canonical
 from ..core.chain import MacKey, checkpoint_commitment, timestamp
-from ..core.errors import DeadlineExceeded, EventConflict, HistoryBroken, InvalidData, InvalidName, WrongStatus
+from ..core.errors import DeadlineExceeded, HistoryBroken, InvalidData, InvalidName, WrongStatus
 from ..core.names import check_name
 from ..core.starting import Moment, check_moment, moment_of
-from ..core.workflow import read_payload, registry
 from . import moves, sql
 from .database import in_transaction
 from .history import not_found
-from .models import ENDED, CheckpointRow, EventRow, WorkflowRow
+from .models import CheckpointRow, WorkflowRow
 from .records import Checkpoint, Position, Snapshot
 from .repository import commit, newest_snapshot, progress_of, read_position
 from .statements import POSITION
@@ -45,59 +44,17 @@ class Terms:
     mac_key: MacKey | None = None
 
 
-# --- send -------------------------------------------------------------------------------
+# --- pause, resume, retry, cancel ---------------------------------------------------------
 
 
-def send(session: Session, workflow_id: str, event: str, payload: object, key: str, terms: Terms) -> Bell | None:
-    """Accept an event for a workflow; it is kept until a state takes it.
-
-    Returns None if it was received before, or does not set anything off yet.
-
-    Raises:
-        UnknownWorkflowType, UnknownEvent, InvalidData, NotCanonical, InvalidName: nothing was written.
-        WorkflowNotFound, WrongStatus, EventConflict: nothing was written.
-
-    """
-    check_name("event key", key)
-    position, status, now = lock(session, workflow_id)
-    workflow = registry.get(position.type)
-    _, data = read_payload(workflow, event, payload)
-    body = canonical(data, max_bytes=terms.max_bytes)
-    canonical({"data": data}, max_bytes=_ANY_SIZE)  # as it will go into the chain, one level deeper
-    received = select(EventRow.name, EventRow.payload).where(EventRow.workflow_id == workflow_id, EventRow.key == key)
-    # First: who asks again because an answer was lost hears the same, however far the workflow has come.
-    if (before := session.execute(received).one_or_none()) is not None:
-        if (before.name, bytes(before.payload)) != (event, body):
-            raise EventConflict(workflow_id, key, event)
-        return None
-    if status in ENDED:
-        raise WrongStatus(workflow_id, status, f"the event {event!r}", ["not ended"])
-    # The row is locked: no other sender comes between the question and this.
-    session.execute(
-        insert(EventRow).values(
-            workflow_id=workflow_id, name=event, key=key, sender=terms.actor, payload=body, received_at=now
-        )
-    )
-    changes: dict[str, Any] = {"inbox": WorkflowRow.inbox + 1, "updated_at": now}
-    edge = workflow.definition.on_event(position.state, event)
-    # A handler's retry keeps its delay: an event wakes only who waits. Whether it waits for this one is said
-    # by its row as well: the code of whoever sends may be older than that of the workers.
-    wakes = status == "waiting" and (edge is not None or event in position.following.accepts)
-    queue = position.queue_of(edge)
-    if wakes:
-        changes |= _awake(now, terms) | {"queue": queue}
-    session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(**changes))
-    label = _label(position.type, None if edge is None else edge.name)
-    if not wakes:
-        return None
-    return Bell(workflow_id=workflow_id, seq=position.seq, queue=queue, label=label, priority=position.priority)
-
-
-def _awake(now: datetime, terms: Terms) -> dict[str, Any]:
+def awake(now: datetime, terms: Terms) -> dict[str, Any]:
+    """Return what makes a workflow ready now: it is rung at once."""
     return {"status": "pending", "ready_at": now, "due_at": now + terms.grace, "rings": 1}
 
 
-# --- pause, resume, retry, cancel ---------------------------------------------------------
+def awake(now: datetime, terms: Terms) -> dict[str, Any]:
+    """Return what makes a workflow ready now: it is rung at once."""
+    return {"status": "pending", "ready_at": now, "due_at": now + terms.grace, "rings": 1}
 
 
 def pause(session: Session, workflow_id: str, reason: str, terms: Terms) -> None:
@@ -136,7 +93,7 @@ def resume(session: Session, workflow_id: str, reason: str, terms: Terms) -> Bel
         ready = (status == "pending" or position.inbox > 0) and not _is_claimed(session, workflow_id)
         ready = ready and not _is_held_back(position, now)  # a delayed start is no delay of a retry
         if ready:  # whoever resumes it does not want to wait for the delay of its retry
-            changes |= _awake(now, terms)
+            changes |= awake(now, terms)
         session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(**changes))
         return _bell(position, position.seq) if ready else None
     _need(position, status, "resuming", ("paused", *_OPEN))
@@ -310,7 +267,7 @@ def ring_pending(session: Session, type_name: str, terms: Terms, *, after: str, 
             workflow_id=row.id,
             seq=row.seq,
             queue=row.queue,
-            label=_label(type_name, row.following),
+            label=label_of(type_name, row.following),
             priority=row.priority,
         )
         for row in rows
@@ -321,8 +278,8 @@ def ring_pending(session: Session, type_name: str, terms: Terms, *, after: str, 
 # --- shared -------------------------------------------------------------------------------
 
 
-def lock(session: Session, workflow_id: str) -> tuple[Position, str, datetime]:
-    """Lock a workflow's row; return where it is, its status, and the database's time.
+def lock(session: Session, workflow_id: str, *, hold: bool = True) -> tuple[Position, str, datetime]:
+    """Lock a workflow's row; return where it is, its status, and the database's time. Without ``hold``, only look.
 
     Raises:
         WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more.
@@ -330,14 +287,18 @@ def lock(session: Session, workflow_id: str) -> tuple[Position, str, datetime]:
     """
     check_name("workflow id", workflow_id)
     table = WorkflowRow.__table__.c
-    row = session.execute(
-        select(*(table[name] for name in POSITION), table.status, sql.now())
-        .where(table.id == workflow_id)
-        .with_for_update()
-    ).one_or_none()
+    query = select(*(table[name] for name in POSITION), table.status, sql.now()).where(table.id == workflow_id)
+    row = session.execute(query.with_for_update() if hold else query).one_or_none()
     if row is None:
         raise not_found(session.connection(), workflow_id)
     return read_position(row[: len(POSITION)]), row[-2], row[-1]
+
+
+def lock_all(session: Session, workflow_ids: Collection[str]) -> None:
+    """Lock the rows of several workflows, in one order; those that are not there are left out."""
+    session.execute(
+        select(WorkflowRow.id).where(WorkflowRow.id.in_(workflow_ids)).order_by(WorkflowRow.id).with_for_update()
+    )
 
 
 def newest(session: Session, position: Position) -> Snapshot:
@@ -367,7 +328,8 @@ def _need(position: Position, status: str, operation: str, allowed: tuple[str, .
         raise WrongStatus(position.workflow_id, status, operation, allowed)
 
 
-def _label(type_name: str, following: str | None) -> str:
+def label_of(type_name: str, following: str | None) -> str:
+    """Return what a bell is called in logs."""
     return f"{type_name}.{following}" if following else type_name
 
 
@@ -376,6 +338,6 @@ def _bell(position: Position, seq: int) -> Bell:
         workflow_id=position.workflow_id,
         seq=seq,
         queue=position.following.queue,
-        label=_label(position.type, position.following.name),
+        label=label_of(position.type, position.following.name),
         priority=position.priority,
     )

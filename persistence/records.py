@@ -128,6 +128,8 @@ class Move:
     entered_seq: int
     status: str | None = None
     event_id: int | None = None
+    steered_by: str | None = None
+    """Who sent the event that it took; None leaves who it was before."""
     error: Mapping[str, Any] | None = None
     priority: int = 0
     deadline_met: bool = False

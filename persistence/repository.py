@@ -132,14 +132,26 @@ def moved_to(connection: Connection, move: Move) -> Moved | None:
 # --- letting a claim go without a transition --------------------------------------------
 
 
-def fail_attempt(connection: Connection, position: Position, error: Mapping[str, Any], delay: timedelta) -> bool:
-    """Note a failed attempt and when the next may begin; False means that the claim was lost."""
+def fail_attempt(
+    connection: Connection, position: Position, error: Mapping[str, Any], delay: timedelta, *, counts: bool = True
+) -> bool:
+    """Note a failed attempt and when the next may begin; False means that the claim was lost.
+
+    One that does not count is as if it had not been.
+    """
     # No back-off sleeps past the deadline.
     again = sql.least(sql.now() + delay, WorkflowRow.deadline)
     return _wrote(
         connection,
         _held(position).values(
-            status="pending", ready_at=again, due_at=again, rings=0, error=dict(error), updated_at=sql.now(), **_UNOWNED
+            status="pending",
+            ready_at=again,
+            due_at=again,
+            rings=0,
+            attempt=WorkflowRow.attempt if counts else sql.greatest(WorkflowRow.attempt - 1, 0),
+            error=dict(error),
+            updated_at=sql.now(),
+            **_UNOWNED,
         ),
     )
 
@@ -331,11 +343,18 @@ def newest_snapshot(connection: Connection, workflow_id: str, seq: int) -> Snaps
     return None if row is None else read_snapshot(row)
 
 
-def next_event(connection: Connection, workflow_id: str, accepts: Collection[str]) -> WaitingEvent | None:
-    """Return the oldest event that was received, not consumed, and is accepted."""
+def next_event(
+    connection: Connection, workflow_id: str, accepts: Collection[str], *, after: int = 0
+) -> WaitingEvent | None:
+    """Return the oldest event that was received ``after`` another, not consumed, and is accepted."""
     row = connection.execute(
         select(*(EventRow.__table__.c[name] for name in EVENT))
-        .where(EventRow.workflow_id == workflow_id, EventRow.consumed_seq.is_(None), EventRow.name.in_(accepts))
+        .where(
+            EventRow.workflow_id == workflow_id,
+            EventRow.id > after,
+            EventRow.consumed_seq.is_(None),
+            EventRow.name.in_(accepts),
+        )
         .order_by(EventRow.id)
         .limit(1)
     ).one_or_none()
@@ -391,7 +410,8 @@ def read_snapshot(row: Sequence[Any]) -> Snapshot:
 
 
 def _read_event(row: Sequence[Any]) -> WaitingEvent:
-    return WaitingEvent(id=row[0], name=row[1], key=row[2], sender=row[3], payload=bytes(row[4]), received_at=row[5])
+    named = dict(zip(EVENT, row, strict=True))
+    return WaitingEvent(payload=bytes(named.pop("payload")), **named)
 
 
 def _parameters(move: Move, grace: timedelta) -> dict[str, Any]:
@@ -419,6 +439,7 @@ def _parameters(move: Move, grace: timedelta) -> dict[str, Any]:
         "payload": link.payload,
         "payload_salt": link.payload_salt,
         "event_id": move.event_id,
+        "steered_by": move.steered_by,
         "following": following.name,
         "accepts": canonical(list(following.accepts)).decode(),
         "timer_at": following.timer_at,

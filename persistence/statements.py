@@ -55,7 +55,7 @@ POSITION: Final = (
     *("entered_seq", "checkpoint_number", "home_queue", "priority", "deadline"),
 )
 SNAPSHOT: Final = ("body", "number", "salt", "commitment")
-EVENT: Final = ("id", "name", "key", "sender", "payload", "received_at")
+EVENT: Final = ("id", "name", "key", "sender", "payload", "received_at", "reason")
 
 
 class Words(Protocol):
@@ -204,6 +204,7 @@ def moving(words: Words) -> ReturningUpdate[Any]:
             moved_at=given("at", _MOMENT),
             entered_at=given("entered_at", _MOMENT),
             entered_seq=given("entered_seq", BigInteger),
+            steered_by=func.coalesce(given("steered_by", Text), _W.steered_by),
             timer_at=timer_at,
             deadline=deadline,
             attributes=func.coalesce(words.document("attributes"), _W.attributes),

@@ -6,28 +6,40 @@ Nothing is written here but what the handler itself writes: the result says what
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 
 from ..config.logging import get_logger
+from ..core.approval import Approval, Standing, Verdict, judge
 from ..core.canonical import load
 from ..core.chain import checkpoint_commitment, timestamp
 from ..core.errors import (
     ClaimLost,
     DatabaseUnavailable,
     DeadlineExceeded,
+    HistoryBroken,
     InvalidData,
     InvalidHandlerResult,
     NotCanonical,
 )
-from ..core.machine import Edge, WaitingEvent
+from ..core.guard import allows
+from ..core.machine import Edge, Pending, WaitingEvent
 from ..core.recovery import is_overdue
+from ..core.retry import RetryAfter
 from ..core.workflow import Workflow, handle, read_payload, registry, snapshot
-from ..persistence import moves, repository
-from ..persistence.database import Session, in_transaction, is_outage, is_transient, kept_open
+from ..persistence import approvals, inbox, moves, operations, repository
+from ..persistence.database import (
+    Session,
+    in_one_transaction,
+    in_transaction,
+    is_outage,
+    is_transient,
+    kept_open,
+)
+from ..persistence.inbox import Message
 from ..persistence.records import Claim, Following, Move, Moved, Snapshot
 from ..persistence.repository import Outcome
 from .bench import Bench
@@ -54,6 +66,14 @@ class _SpoiledHandler(Exception):
         self.error, self.outage = error, outage
 
 
+class _SpoiledGuard(Exception):
+    """What the guard of an edge raised."""
+
+    def __init__(self, edge: Edge, error: BaseException) -> None:
+        super().__init__(error)
+        self.edge, self.error = edge, error
+
+
 class Attempt:
     """One attempt at the next transition of a claimed workflow."""
 
@@ -63,6 +83,7 @@ class Attempt:
         self.position = claim.position
         self._began = time.monotonic()
         self._context: HandlerContext | None = None
+        self._approved: tuple[Approval, ...] = ()
         self.snapshot: Snapshot  # the newest, once it was found sound
         workflow = registry.find(self.position.type, self.position.version)
         assert workflow is not None, "the claim asked for known types only"  # noqa: S101
@@ -83,17 +104,24 @@ class Attempt:
         if self._is_overdue:
             return self._meet_deadline(self.definition.at_deadline(self.position.state))
         pending = self.definition.pending(self.position.state, entered_at=self.position.entered_at)
-        event = self._event(pending.accepts)
-        edge = self.definition.choose(self.position.state, pending, event, now=self.claim.now)
-        if edge is None:
+        try:
+            chosen = self._choose(pending)
+        except _SpoiledGuard as spoiled:
+            return self._failed(spoiled.edge, spoiled.error)
+        except InvalidData as error:
+            return self._misfit(str(error))
+        if chosen is None:
             return Park(following=Following.of(pending))
+        edge, event = chosen
         if (queue := self.position.queue_of(edge)) != self.position.following.queue:
             return Elsewhere(queue=queue, transition=edge.name)
-        return self._attempt(edge, event if edge.on is not None else None)
+        return self._attempt(edge, event)
 
     def _attempt(self, edge: Edge, event: WaitingEvent | None = None) -> Result:
         if self.position.attempt > edge.retry.max_attempts:
-            return self._quarantine(edge)
+            return self._quarantine(edge, event)
+        if event is not None and (edge.approvals > 1 or edge.four_eyes):
+            return self._deliberate(edge, event)
         return self._try(edge, event)
 
     @property
@@ -111,6 +139,49 @@ class Attempt:
             return Turn(edge=edge)  # what was tried before was another transition
         return self._attempt(edge)
 
+    # --- what is to be done -----------------------------------------------------------------
+
+    def _choose(self, pending: Pending) -> tuple[Edge, WaitingEvent | None] | None:
+        """Return the first edge whose guard says yes, and the event that it takes; None: there is nothing to do yet.
+
+        An event that no guard lets through stays where it is, and those behind it have their turn.
+        """
+        event = self._event(pending.accepts)
+        while True:
+            edges = self.definition.choose(self.position.state, pending, event, now=self.claim.now)
+            taken = event if edges and edges[0].on is not None else None
+            for edge in edges:
+                if self._allows(edge, taken):
+                    return edge, taken
+            if taken is None:
+                return None
+            event = self._next_event(pending.accepts, after=taken.id)
+
+    def _allows(self, edge: Edge, event: WaitingEvent | None) -> bool:
+        if edge.guard is None:
+            return True
+        # A guard that kills its worker must come to an end, too; which of them it was, nobody knows.
+        if self.position.attempt > max(one.retry.max_attempts for one in self.definition.leaving(self.position.state)):
+            return True
+        workflow, payload = self._loaded(event)
+        try:
+            with time_limit(f"{self.definition.type}.{edge.name}", edge.timeout):
+                return allows(workflow, edge, payload)
+        except (ClaimLost, *_INTERRUPTIONS):
+            raise
+        except BaseException as error:  # as what a handler raises
+            raise _SpoiledGuard(edge, error) from error
+
+    def _loaded(self, event: WaitingEvent | None) -> tuple[Workflow, object]:
+        """Return the workflow, and the payload of the event, as whoever is asked may have them for itself.
+
+        Raises:
+            InvalidData: the code here does not fit them.
+
+        """
+        workflow = self.workflow.from_dict(self.snapshot.data)
+        return workflow, None if event is None else read_payload(self.workflow, event.name, load(event.payload))[0]
+
     def _event(self, accepts: tuple[str, ...]) -> WaitingEvent | None:
         if not accepts or not self.position.inbox:
             return None
@@ -118,52 +189,122 @@ class Attempt:
             return self.claim.event
 
         # The claim did not see it: it came at the same moment, or the state accepts other events by now.
+        return self._next_event(accepts)
+
+    def _next_event(self, accepts: tuple[str, ...], *, after: int = 0) -> WaitingEvent | None:
         def ask() -> WaitingEvent | None:
             with self.bench.database.statement() as connection:
-                return repository.next_event(connection, self.position.workflow_id, accepts)
+                return repository.next_event(connection, self.position.workflow_id, accepts, after=after)
 
         return self.bench.patiently(ask)
 
-    def _try(self, edge: Edge, event: WaitingEvent | None) -> Result:
+    def _deliberate(self, edge: Edge, event: WaitingEvent) -> Result:
+        """Take an event that needs others beside it, or another sender: only the last one runs the handler."""
+
+        def ask() -> Standing:
+            with self.bench.database.statement() as connection:
+                return approvals.standing(connection, self.position, edge.name)
+
         try:
-            workflow = self.workflow.from_dict(self.snapshot.data)
-            payload = None if event is None else read_payload(self.workflow, event.name, load(event.payload))[0]
+            standing = self.bench.patiently(ask)
+        except HistoryBroken as error:
+            return self._misfit(str(error))
+        verdict = judge(edge, standing, event.sender)
+        given = Approval(
+            sender=event.sender, reason=event.reason, at=event.received_at, data=load(event.payload)
+        )
+        if verdict is Verdict.TAKE:
+            return self._try(edge, event, (*standing.approvals, given))
+        log.info(verdict.name.lower(), workflow_id=self.position.workflow_id, event_key=event.key, sender=event.sender)
+        return Record(move=self._note(edge, event, verdict, len(standing.approvals)))
+
+    def _note(self, edge: Edge, event: WaitingEvent, verdict: Verdict, before: int) -> Move:
+        return moves.deliberate(
+            self.position,
+            self.definition,
+            edge,
+            event,
+            self._newest.data,
+            verdict=verdict,
+            approvals=before + (verdict is Verdict.COUNT),
+            progress=self._progress(),
+            actor=self.bench.actor,
+            at=self._now(),
+            mac_key=self.bench.mac_key,
+        )
+
+    # --- the doing of it --------------------------------------------------------------------
+
+    def _try(self, edge: Edge, event: WaitingEvent | None, approved: tuple[Approval, ...] = ()) -> Result:
+        try:
+            workflow, payload = self._loaded(event)
         except InvalidData as error:
             return self._misfit(str(error))
+        self._approved = approved
         try:
             if edge.transactional:
                 return self._run_inside(edge, workflow, payload, event)
             context = self._context = self._context_of(edge, workflow)
             target = self._handle(edge, workflow, context, payload)
-            return Record(move=self._advance(edge, target, workflow, event))
+            move = self._advance(edge, target, workflow, event)
+            return self._record_and_send(edge, event, move, context) if context.outbox else Record(move=move)
         except (ClaimLost, *_INTERRUPTIONS):
             raise
         except _SpoiledHandler as spoiled:
-            return self._failed(edge, spoiled.error, outage=spoiled.outage)
+            return self._failed(edge, spoiled.error, event, outage=spoiled.outage)
         except BaseException as error:  # noqa: BLE001 - whatever a user's handler raises is its outcome, sys.exit() too
             # A transaction of ours that was given up in favour of another, at its very end.
-            return self._failed(edge, error, outage=edge.transactional and is_transient(error))
+            return self._failed(edge, error, event, outage=edge.transactional and is_transient(error))
 
     def _run_inside(self, edge: Edge, workflow: Workflow, payload: object, event: WaitingEvent | None) -> Result:
         """Run the handler in the checkpoint's own transaction."""
         move: Move | None = None
         try:
             with self.bench.database.transaction() as session:
-                target = self._handle_within(session, edge, workflow, payload)
+                context = self._context_of(edge, workflow, session)
+                target = self._handle_within(session, edge, workflow, context, payload)
                 move = self._advance(edge, target, workflow, event)
-                moved = repository.commit(in_transaction(session), move, grace=self.bench.grace)
-                if moved is None:
-                    raise ClaimLost(self.position.workflow_id, self.position.seq)
-            return Recorded(move=move, moved=moved)
+                recorded = self._commit_and_send(session, move, context.outbox)
+            return recorded
         except DatabaseUnavailable as error:
-            if move is not None and (recorded := self._what_became_of(move)) is not None:
-                return Recorded(move=move, moved=recorded)
-            return self._failed(edge, error, outage=True)
+            return self._unanswered(edge, event, move, error)
 
-    def _handle_within(self, session: Session, edge: Edge, workflow: Workflow, payload: object) -> str:
+    def _record_and_send(self, edge: Edge, event: WaitingEvent | None, move: Move, context: HandlerContext) -> Result:
+        """Commit a transition together with the events that its handler sends: all of it, or nothing."""
+        try:
+            return in_one_transaction(
+                self.bench.database, lambda session: self._commit_and_send(session, move, context.outbox)
+            )
+        except DatabaseUnavailable as error:
+            return self._unanswered(edge, event, move, error)
+        except Exception as error:
+            if is_transient(error):  # time and again
+                return self._failed(edge, error, event, outage=True)
+            raise
+
+    def _commit_and_send(self, session: Session, move: Move, outbox: Sequence[Message]) -> Recorded:
+        if outbox:
+            # In one order everywhere, so that two that send to each other do not wait for each other.
+            operations.lock_all(session, {self.position.workflow_id, *(message.workflow_id for message in outbox)})
+        moved = repository.commit(in_transaction(session), move, grace=self.bench.grace)
+        if moved is None:
+            raise ClaimLost(self.position.workflow_id, self.position.seq)
+        bells = [inbox.send(session, message, self.bench.terms) for message in outbox]
+        return Recorded(move=move, moved=moved, bells=tuple(bell for bell in bells if bell is not None))
+
+    def _unanswered(
+        self, edge: Edge, event: WaitingEvent | None, move: Move | None, error: DatabaseUnavailable
+    ) -> Result:
+        if move is not None and (moved := self._what_became_of(move)) is not None:
+            return Recorded(move=move, moved=moved)  # whoever it sent to is found by the sweep
+        return self._failed(edge, error, event, outage=True)
+
+    def _handle_within(
+        self, session: Session, edge: Edge, workflow: Workflow, context: HandlerContext, payload: object
+    ) -> str:
         try:
             with kept_open(session, f"{self.definition.type}.{edge.name}"):
-                target = self._handle(edge, workflow, self._context_of(edge, workflow, session), payload)
+                target = self._handle(edge, workflow, context, payload)
                 session.flush()
         except (ClaimLost, *_INTERRUPTIONS):
             raise
@@ -184,11 +325,20 @@ class Attempt:
             return handle(workflow, edge, context, payload)
 
     def _context_of(self, edge: Edge, workflow: Workflow, session: Session | None = None) -> HandlerContext:
-        return HandlerContext(self.bench, self.position, edge, workflow, self.snapshot, session=session)
+        return HandlerContext(
+            self.bench, self.position, edge, workflow, self.snapshot, session=session, approvals=self._approved
+        )
 
     # --- what it comes to ---------------------------------------------------------------
 
-    def _advance(self, edge: Edge, target: str, workflow: Workflow, event: WaitingEvent | None) -> Move:
+    def _advance(
+        self,
+        edge: Edge,
+        target: str,
+        workflow: Workflow,
+        event: WaitingEvent | None,
+        error: Mapping[str, Any] | None = None,
+    ) -> Move:
         return moves.advance(
             self.position,
             self.definition,
@@ -196,6 +346,7 @@ class Attempt:
             target,
             snapshot(workflow),
             event=event,
+            error=error,
             progress=self._progress(),
             actor=self.bench.actor,
             at=self._now(),
@@ -203,7 +354,9 @@ class Attempt:
             mac_key=self.bench.mac_key,
         )
 
-    def _failed(self, edge: Edge, error: BaseException, *, outage: bool = False) -> Result:
+    def _failed(
+        self, edge: Edge, error: BaseException, event: WaitingEvent | None = None, *, outage: bool = False
+    ) -> Result:
         if outage or isinstance(error, DatabaseUnavailable):
             log.warning(
                 "attempt spoiled by the database",
@@ -212,10 +365,7 @@ class Attempt:
                 error=text_of(error),
             )
             return Leave(error=describe(error, self.position.attempt), delay=_INFRASTRUCTURE_DELAY)
-        if isinstance(error, InvalidHandlerResult | InvalidData | NotCanonical):
-            delay = None  # the handler itself is wrong: it would do the same again
-        else:
-            delay = edge.retry.next_delay(self.position.attempt, key=f"{self.position.workflow_id}:{self.position.seq}")
+        delay = self._delay_after(edge, error)
         log.warning(
             "attempt failed",
             workflow_id=self.position.workflow_id,
@@ -227,13 +377,37 @@ class Attempt:
             exc_info=error,
         )
         if delay is None:
-            return self._stop("failed", error, edge)
-        return TryAgain(error=describe(error, self.position.attempt), delay=delay)
+            return self._give_up("failed", error, edge, event)
+        counts = not isinstance(error, RetryAfter) or error.counts
+        return TryAgain(error=describe(error, self.position.attempt), delay=delay, counts=counts)
 
-    def _quarantine(self, edge: Edge) -> Result:
+    def _delay_after(self, edge: Edge, error: BaseException) -> timedelta | None:
+        """Return how long until the next attempt; None: there is none."""
+        if isinstance(error, InvalidHandlerResult | InvalidData | NotCanonical):
+            return None  # the handler itself is wrong: it would do the same again
+        if isinstance(error, RetryAfter):
+            last = error.counts and self.position.attempt >= edge.retry.max_attempts
+            return None if last else error.wait(self._now())
+        key = f"{self.position.workflow_id}:{self.position.seq}"
+        return edge.retry.next_delay(self.position.attempt, key=key, error=error)
+
+    def _quarantine(self, edge: Edge, event: WaitingEvent | None) -> Result:
         attempts = self.position.attempt - 1
         died = RuntimeError(f"its worker died in each of {attempts} attempts at {self.definition.type}.{edge.name}")
-        return self._stop("quarantined", died, edge)
+        return self._give_up("quarantined", died, edge, event)
+
+    def _give_up(self, event: str, error: BaseException, edge: Edge, taken: WaitingEvent | None) -> Result:
+        """Go to the state that is there for this, if there is one; else stop."""
+        if edge.give_up is None:
+            return self._stop(event, error, edge)
+        known = describe(error, self.position.attempt)
+        log.error("gave up", workflow_id=self.position.workflow_id, transition=edge.name, error=known["message"])
+        try:
+            workflow = self.workflow.from_dict(self._newest.data | {"state": edge.give_up})
+            move = self._advance(edge, edge.give_up, workflow, taken, error=known)
+        except (InvalidData, NotCanonical) as problem:
+            return self._misfit(str(problem))
+        return Record(move=move)
 
     def _stop(self, event: str, error: BaseException, edge: Edge | None = None) -> Record:
         """End it here until a person has looked: ``failed`` or ``quarantined``."""

@@ -20,6 +20,7 @@ from ..core.chain import MacKey
 from ..core.errors import DatabaseUnavailable
 from ..core.workflow import registry
 from ..persistence.database import Database
+from ..persistence.operations import Terms
 from ..persistence.records import Hand
 
 T = TypeVar("T")
@@ -64,6 +65,11 @@ class Bench:
     def grace(self) -> timedelta:
         """How long after a ring a workflow is due again."""
         return timedelta(seconds=self.settings.ring_grace)
+
+    @property
+    def terms(self) -> Terms:
+        """On what terms a handler sends events: its message says who sends it."""
+        return Terms(actor=self.actor, grace=self.grace, max_bytes=self.settings.max_bytes, mac_key=self.mac_key)
 
     def patiently(self, act: Callable[[], T]) -> T:
         """Act, as often as it takes for the database to answer.

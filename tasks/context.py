@@ -8,11 +8,13 @@ from typing import Any, Final
 from typing_extensions import override
 
 from ..config.logging import get_logger
+from ..core.approval import Approval
 from ..core.errors import ClaimLost, DatabaseUnavailable, InvalidHandlerResult
 from ..core.machine import Edge
 from ..core.workflow import Context, Workflow, snapshot
-from ..persistence import moves, repository
+from ..persistence import inbox, moves, repository
 from ..persistence.database import Session
+from ..persistence.inbox import Message
 from ..persistence.records import Position, Snapshot
 from .bench import Bench
 
@@ -34,6 +36,7 @@ class HandlerContext(Context):
         newest: Snapshot,
         *,
         session: Session | None = None,
+        approvals: tuple[Approval, ...] = (),
     ) -> None:
         """``newest`` is the checkpoint that the workflow was loaded from."""
         self._bench = bench
@@ -41,6 +44,9 @@ class HandlerContext(Context):
         self._edge = edge
         self._workflow = workflow
         self._session = session
+        self._approvals = approvals
+        self.outbox: list[Message] = []
+        """The events that go out with the transition."""
         self._look_every = bench.settings.checkpoint_interval / _LOOKS_PER_INTERVAL
         self._looked = time.monotonic()
         self.newest = newest
@@ -74,6 +80,31 @@ class HandlerContext(Context):
         return get_logger(self._name).bind(
             workflow_id=self.workflow_id, seq=self._position.seq + 1, attempt=self.attempt
         )
+
+    @property
+    @override
+    def approvals(self) -> tuple[Approval, ...]:
+        return self._approvals
+
+    @override
+    def send(
+        self, id: str, event: str, payload: object = None, *, key: str | None = None, reason: str = ""
+    ) -> None:
+        message = Message(
+            workflow_id=id,
+            event=event,
+            payload=payload,
+            # The same at every attempt, as long as the handler sends in the same order.
+            key=f"{self.key}:{event}:{len(self.outbox) + 1}" if key is None else key,
+            sender=f"workflow:{self.workflow_id}",
+            reason=reason,
+        )
+        if self._session is not None:
+            inbox.judge(self._session, message, self._bench.settings.max_bytes)
+        else:
+            with self._bench.database.reading() as session:
+                inbox.judge(session, message, self._bench.settings.max_bytes)
+        self.outbox.append(message)
 
     @override
     def checkpoint(self) -> None:

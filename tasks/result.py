@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeAlias
 
+from ..core.bell import Bell
 from ..core.machine import Edge
 from ..persistence.records import Following, Move, Moved
 
@@ -24,10 +25,12 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """A transition that was committed together with the handler's own rows."""
+    """A transition that was committed together with the handler's own rows, or the events that it sends."""
 
     move: Move
     moved: Moved
+    bells: tuple[Bell, ...] = ()
+    """For the workflows that it sent events to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class TryAgain:
 
     error: Mapping[str, Any]
     delay: timedelta
+    counts: bool = True
+    """Whether the attempt was one of those that there may be."""
 
 
 @dataclass(frozen=True, kw_only=True)

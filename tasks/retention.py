@@ -12,8 +12,7 @@ from ..config.keys import active_mac_key
 from ..config.logging import get_logger
 from ..config.settings import Settings
 from ..persistence import removal
-from ..persistence.database import Database, Session
-from ..persistence.durable import in_one_transaction
+from ..persistence.database import Database, Session, in_one_transaction
 from ..persistence.operations import Terms
 from ..persistence.walk import BEGINNING, Piece, Place, walk
 

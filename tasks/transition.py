@@ -6,7 +6,7 @@ A message is a hint. Whatever it says, the row decides; whatever dies here, the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final
@@ -128,10 +128,14 @@ def settle(bench: Bench, claim: Claim, result: Result) -> Ended:
     match result:
         case Record(move=move):
             return _ring(bench, move, commit(bench, move))
-        case Recorded(move=move, moved=moved):
-            return _ring(bench, move, moved)
-        case TryAgain(error=failure, delay=delay):
-            return _held(bench, position, Ended.FAILED, lambda c: repository.fail_attempt(c, position, failure, delay))
+        case Recorded(move=move, moved=moved, bells=bells):
+            return _ring(bench, move, moved, bells)
+        case TryAgain(error=failure, delay=delay, counts=counts):
+
+            def note(connection: Connection) -> bool:
+                return repository.fail_attempt(connection, position, failure, delay, counts=counts)
+
+            return _held(bench, position, Ended.FAILED, note)
         case Leave(error=error, delay=delay):
             return _held(bench, position, Ended.LEFT, lambda c: repository.leave(c, position, error, delay))
         case Park(following=following):
@@ -170,7 +174,7 @@ def _look_and_commit(bench: Bench, move: Move) -> Moved | None:
             return None
 
 
-def _ring(bench: Bench, move: Move, moved: Moved) -> Ended:
+def _ring(bench: Bench, move: Move, moved: Moved, others: Sequence[Bell] = ()) -> Ended:
     envelope = move.link.envelope
     log.info(
         "transition committed",
@@ -180,8 +184,9 @@ def _ring(bench: Bench, move: Move, moved: Moved) -> Ended:
         to=envelope.to_state,
         attempt=envelope.attempt,
     )
-    if moved.ready:
-        bench.ring([moves.bell_after(move, moved)])
+    bells = [*([moves.bell_after(move, moved)] if moved.ready else []), *others]
+    if bells:
+        bench.ring(bells)
     return Ended.COMMITTED
 
 

@@ -4,9 +4,10 @@ A workflow is a state machine declared as a class; each transition runs as one C
 commits a checkpoint to PostgreSQL before it acknowledges its message.
 """
 
+from .core.approval import Approval
 from .core.errors import AegisError
 from .core.machine import Definition
-from .core.retry import Retry
+from .core.retry import Retry, RetryAfter
 from .core.workflow import Context, Workflow, transition
 
-__all__ = ["AegisError", "Context", "Definition", "Retry", "Workflow", "transition"]
+__all__ = ["AegisError", "Approval", "Context", "Definition", "Retry", "RetryAfter", "Workflow", "transition"]

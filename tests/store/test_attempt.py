@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,6 +17,7 @@ from store_workbench import (
     GRACE,
     MAX_BYTES,
     RecordingRing,
+    answer_lost,
     await_lock,
     claimed,
     everything,
@@ -33,9 +34,10 @@ from aegis import Context
 from aegis.core.bell import Bell
 from aegis.core.chain import checkpoint_body, checkpoint_commitment
 from aegis.core.errors import AegisError, ClaimLost, DatabaseUnavailable, InvalidHandlerResult
-from aegis.persistence import operations, repository, watch
+from aegis.persistence import inbox, operations, repository, watch
 from aegis.persistence.database import Database
 from aegis.persistence.durable import DurableWorkflowEngine
+from aegis.persistence.inbox import Message
 from aegis.persistence.records import Hand
 from aegis.tasks import context as context_module
 from aegis.tasks.bench import Bench
@@ -212,7 +214,8 @@ def test_an_event_that_comes_at_the_moment_of_the_claim_is_taken(
     ended: list[Ended] = []
     terms = operations.Terms(actor="user:ada", grace=GRACE, max_bytes=MAX_BYTES)
     with database.transaction() as session:
-        operations.send(session, "l", "finish", "a", "k", terms)
+        message = Message(workflow_id="l", event="finish", payload="a", key="k", sender="user:ada")
+        inbox.send(session, message, terms)
         worker = threading.Thread(target=lambda: ended.append(run_transition(bench, "l", 0)))
         worker.start()
         await_lock(database)
@@ -1194,34 +1197,6 @@ def test_a_deadlock_in_a_transactional_handler_costs_no_attempt(
     assert run_transition(bench, "b", 0) is Ended.LEFT
     assert_left(database, "b", 2 * SECOND)
     assert seats() == []
-
-
-@contextmanager
-def answer_lost(monkeypatch: pytest.MonkeyPatch, *, written: bool) -> Iterator[None]:
-    """Let the answer to the next COMMIT of a transaction get lost, after or before it was written."""
-    real = Database.transaction
-    lost: list[bool] = []
-
-    @contextmanager
-    def broken(self: Database) -> Iterator[Any]:
-        if lost:
-            with real(self) as session:
-                yield session
-            return
-        lost.append(True)
-        with suppress(_Undo), real(self) as session:
-            yield session
-            if not written:
-                raise _Undo
-        raise DatabaseUnavailable("test", "the answer got lost")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Database, "transaction", broken)
-        yield
-
-
-class _Undo(Exception):
-    pass
 
 
 @pytest.mark.parametrize("written", [True, False])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import text
 
 from aegis.config.settings import Settings
 from aegis.core.bell import Bell
+from aegis.core.errors import DatabaseUnavailable
 from aegis.core.workflow import registry
 from aegis.persistence import repository
 from aegis.persistence.database import Database
@@ -80,6 +82,37 @@ def run_where_it_is_sent(bench: Bench, workflow_id: str, seq: int) -> Ended:
     if ended is Ended.LEFT and row(bench.database, workflow_id).queue != before:
         return run_transition(bench, workflow_id, seq)
     return ended
+
+
+# --- answers that get lost ----------------------------------------------------------------
+
+
+@contextmanager
+def answer_lost(monkeypatch: pytest.MonkeyPatch, *, written: bool) -> Iterator[None]:
+    """Let the answer to the next COMMIT of a transaction get lost, after or before it was written."""
+    real = Database.transaction
+    lost: list[bool] = []
+
+    @contextmanager
+    def broken(self: Database) -> Iterator[Any]:
+        if lost:
+            with real(self) as session:
+                yield session
+            return
+        lost.append(True)
+        with suppress(_Undo), real(self) as session:
+            yield session
+            if not written:
+                raise _Undo
+        raise DatabaseUnavailable("test", "the answer got lost")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "transaction", broken)
+        yield
+
+
+class _Undo(Exception):
+    pass
 
 
 # --- plain SQL --------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def bad_unreachable() -> None:
         def back(self, ctx: Context) -> None: ...
 
 
-@refused("swing", "state 'shut' already has the automatic transition push", "give one of the two on= or after=")
+@refused("swing", "state 'shut' already has the automatic transition push", "give all but the last of them guard=")
 def bad_two_automatic() -> None:
     class BadTwoAutomatic(Workflow):
         state: Gate = Gate.SHUT
@@ -228,7 +228,7 @@ def bad_timer_beside_automatic() -> None:
         def rust(self, ctx: Context) -> None: ...
 
 
-@refused("remove", "state 'shut' already has a transition on 'asked'", "keep one, with several targets if need be")
+@refused("remove", "state 'shut' already has a transition on 'asked'", "or keep one, with several targets if need be")
 def bad_event_twice() -> None:
     class BadEventTwice(Workflow):
         state: Gate = Gate.SHUT
@@ -738,6 +738,221 @@ def bad_transition_to_dict() -> None:
         def to_dict(self, ctx: Context) -> None: ...  # type: ignore[override]
 
 
+# --- guards, approvals, giving up -------------------------------------------------------------
+
+
+def always(_workflow: Workflow) -> bool:
+    return True
+
+
+def whatever(_workflow: Workflow, _payload: object) -> bool:
+    return True
+
+
+@refused("push", "guard=True cannot be called", "write it like guard=lambda workflow: ...")
+def bad_guard_no_function() -> None:
+    class BadGuardNoFunction(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, guard=True)  # type: ignore[arg-type]
+        def push(self, ctx: Context) -> None: ...
+
+
+@refused("push", "cannot be called with workflow alone", "write it like guard=lambda workflow: ...")
+def bad_guard_of_an_event() -> None:
+    class BadGuardOfAnEvent(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, guard=whatever)
+        def push(self, ctx: Context) -> None: ...
+
+
+@refused("push", "cannot be called with workflow and payload alone", "guard=lambda workflow, payload: ...")
+def bad_guard_without_payload() -> None:
+    class BadGuardWithoutPayload(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, on="asked", guard=always)
+        def push(self, ctx: Context, payload: None) -> None: ...
+
+
+@refused("push", "its guard is async, or a generator", "write it as a plain `def` that returns a bool")
+def bad_guard_async() -> None:
+    async def soon(_workflow: Workflow) -> bool:
+        return True
+
+    class BadGuardAsync(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, guard=soon)  # type: ignore[arg-type]
+        def push(self, ctx: Context) -> None: ...
+
+
+@refused("rust", "a timer has no guard", "let its handler return one of several targets")
+def bad_guard_of_a_timer() -> None:
+    class BadGuardOfATimer(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, after=timedelta(1), guard=always)
+        def rust(self, ctx: Context) -> None: ...
+
+
+@refused("swing", "state 'shut' would never be left where every guard says no", "leave out guard= on the last")
+def bad_guard_on_the_last() -> None:
+    class BadGuardOnTheLast(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, guard=always)
+        def push(self, ctx: Context) -> None: ...
+
+        @transition(Gate.SHUT, Gate.GONE, guard=always)
+        def swing(self, ctx: Context) -> None: ...
+
+
+@refused("remove", "already has a transition on 'asked': push, without a guard", "give all but the last of them guard=")
+def bad_guard_after_one_without() -> None:
+    class BadGuardAfterOneWithout(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, on="asked")
+        def push(self, ctx: Context, payload: None) -> None: ...
+
+        @transition(Gate.SHUT, Gate.GONE, on="asked", guard=whatever)
+        def remove(self, ctx: Context, payload: None) -> None: ...
+
+
+@refused("close", "takes 'asked' with another payload type", "the same annotation")
+def bad_payload_of_one_event_twice() -> None:
+    class BadPayloadOfOneEventTwice(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, on="asked")
+        def push(self, ctx: Context, payload: int) -> None: ...
+
+        @transition(Gate.OPEN, Gate.GONE, on="asked")
+        def close(self, ctx: Context, payload: str) -> None: ...
+
+
+@refused("close", "buffer=True for 'asked', which is buffer=False for push", "say the same for all transitions")
+def bad_buffer_of_one_event_twice() -> None:
+    class BadBufferOfOneEventTwice(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, on="asked", buffer=False)
+        def push(self, ctx: Context, payload: None) -> None: ...
+
+        @transition(Gate.OPEN, Gate.GONE, on="asked")
+        def close(self, ctx: Context, payload: None) -> None: ...
+
+
+@refused("push", "are about an event, and it waits for none", "add on=..., or leave them out")
+def bad_buffer_without_event() -> None:
+    class BadBufferWithoutEvent(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, buffer=False)
+        def push(self, ctx: Context) -> None: ...
+
+
+@refused("push", "are about an event, and it waits for none", "add on=..., or leave them out")
+def bad_approvals_without_event() -> None:
+    class BadApprovalsWithoutEvent(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, approvals=2)
+        def push(self, ctx: Context) -> None: ...
+
+
+@refused("rust", "are about an event, and it waits for none", "add on=..., or leave them out")
+def bad_four_eyes_without_event() -> None:
+    class BadFourEyesWithoutEvent(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, after=timedelta(1), four_eyes=True)
+        def rust(self, ctx: Context) -> None: ...
+
+
+@refused("push", "approvals=0 are none that could be given", "give a whole number from 1 to 100")
+def bad_approvals_none() -> None:
+    class BadApprovalsNone(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, on="asked", approvals=0)
+        def push(self, ctx: Context, payload: None) -> None: ...
+
+
+@refused("push", "approvals=101 are none that could be given", "give a whole number from 1 to 100")
+def bad_approvals_too_many() -> None:
+    class BadApprovalsTooMany(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, on="asked", approvals=101)
+        def push(self, ctx: Context, payload: None) -> None: ...
+
+
+@refused("push", "approvals=True has the wrong type", "write it like approvals=2")
+def bad_approvals_bool() -> None:
+    class BadApprovalsBool(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, on="asked", approvals=True)
+        def push(self, ctx: Context, payload: None) -> None: ...
+
+
+@refused("push", "buffer=0 has the wrong type", "write it like buffer=False")
+def bad_buffer_number() -> None:
+    class BadBufferNumber(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, on="asked", buffer=0)  # type: ignore[arg-type]
+        def push(self, ctx: Context, payload: None) -> None: ...
+
+
+@refused("push", "four_eyes='yes' has the wrong type", "write it like four_eyes=True")
+def bad_four_eyes_text() -> None:
+    class BadFourEyesText(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, on="asked", four_eyes="yes")  # type: ignore[arg-type]
+        def push(self, ctx: Context, payload: None) -> None: ...
+
+
+@refused("push", "its give_up <Lamp.OFF: 'off'> is no Gate", "name a state of this workflow")
+def bad_give_up_elsewhere() -> None:
+    class BadGiveUpElsewhere(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, give_up=Lamp.OFF)
+        def push(self, ctx: Context) -> None: ...
+
+
+@refused("push", "give_up names several states", "name the one state that it leads to then")
+def bad_give_up_several() -> None:
+    class BadGiveUpSeveral(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, give_up=(Gate.OPEN, Gate.GONE))  # type: ignore[arg-type]
+        def push(self, ctx: Context) -> None: ...
+
+
+@refused("push", "where it gives up, give_up='shut' would begin it again, for ever", "name another state")
+def bad_give_up_in_a_circle() -> None:
+    class BadGiveUpInACircle(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, give_up=Gate.SHUT)
+        def push(self, ctx: Context) -> None: ...
+
+
+@refused("disregarded", "the engine itself uses this name in the history", "call the method something else")
+def bad_name_of_the_engine() -> None:
+    class BadNameOfTheEngine(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN)
+        def disregarded(self, ctx: Context) -> None: ...
+
+
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.make.__name__)
 def test_a_class_that_cannot_work_is_refused_when_it_is_made(refusal: Refusal) -> None:
     with pytest.raises(DefinitionError) as caught:
@@ -924,6 +1139,50 @@ def test_edges_with_several_sources_and_several_targets() -> None:
 def test_options_that_are_left_out_have_their_defaults() -> None:
     edge = GoodManyEnds.definition.edges[0]
     assert (edge.retry, edge.timeout, edge.queue, edge.transactional) == (Retry(), None, None, False)
+    assert (edge.buffer, edge.guard, edge.approvals, edge.four_eyes, edge.give_up) == (True, None, 1, False, None)
+
+
+class GoodGuards(Workflow):
+    """Everything that guards, approvals and giving up allow."""
+
+    state: Gate = Gate.SHUT
+
+    @transition(Gate.SHUT, Gate.OPEN, guard=always, give_up=Gate.GONE)
+    def push(self, ctx: Context) -> None: ...
+
+    @transition(Gate.SHUT, Gate.OPEN, guard=lambda workflow, *more, shy=1: True)
+    def swing(self, ctx: Context) -> None: ...
+
+    @transition(Gate.SHUT, Gate.OPEN)
+    def force(self, ctx: Context) -> None: ...
+
+    @transition(Gate.OPEN, Gate.GONE, on="asked", guard=whatever, approvals=2, four_eyes=True, buffer=False)
+    def remove(self, ctx: Context, payload: int) -> None: ...
+
+    @transition(Gate.OPEN, Gate.SHUT, on="asked", guard=isinstance, buffer=False, give_up=Gate.OPEN)
+    def close(self, ctx: Context, payload: int) -> None: ...
+
+    @transition(Gate.OPEN, Gate.GONE, after=timedelta(1), give_up=Gate.OPEN)
+    def rust(self, ctx: Context) -> None: ...
+
+
+def test_guards_approvals_and_giving_up() -> None:
+    definition = GoodGuards.definition
+    assert [edge.name for edge in definition.on_event("open", "asked")] == ["remove", "close"]
+    assert (definition.keeps("asked"), definition.accepting("asked")) == (False, ("open",))
+    remove = definition.on_event("open", "asked")[0]
+    assert (remove.approvals, remove.four_eyes, remove.buffer, remove.guard) == (2, True, False, whatever)
+    assert [edge.give_up for edge in definition.edges] == ["gone", None, None, None, "open", "open"]
+
+
+def test_a_state_that_only_giving_up_leads_to_is_reached() -> None:
+    class GoodGivingUp(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN, give_up=Gate.GONE)
+        def push(self, ctx: Context) -> None: ...
+
+    assert "    shut --> gone: push gave up" in GoodGivingUp.definition.diagram().splitlines()
 
 
 def test_optional_parameters_of_a_handler_without_an_event_are_its_own_affair() -> None:

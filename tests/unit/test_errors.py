@@ -13,6 +13,7 @@ import pytest
 from aegis.core import errors
 from aegis.core.errors import (
     AegisError,
+    AlreadyApproved,
     BrokerUnavailable,
     BundleRefused,
     CheckpointPruned,
@@ -23,7 +24,9 @@ from aegis.core.errors import (
     DeadlineExceeded,
     DefinitionError,
     EventConflict,
+    EventRefused,
     ForeignSession,
+    FourEyes,
     HandlerTimeout,
     HistoryBroken,
     InvalidData,
@@ -78,10 +81,30 @@ SAMPLES: Final[list[tuple[type[AegisError], dict[str, Any], list[str]]]] = [
     (UnknownWorkflowType, {"type_name": "Ordr", "known": ()}, ["'Ordr'", "none", "AEGIS_WORKFLOWS"]),
     (
         UnknownEvent,
-        {"type_name": "Order", "event": "pey", "accepted": ("pay", "cancel")},
-        ["Order", "'pey'", "cancel, pay"],
+        {"type_name": "Order", "event": "pey", "accepted": (("pay", ("open", "late")), ("cancel", ("open",)))},
+        ["Order", "'pey'", "cancel (in open), pay (in open, late)"],
     ),
     (UnknownEvent, {"type_name": "Order", "event": "pey", "accepted": ()}, ["Order", "'pey'", "none at all"]),
+    (
+        EventRefused,
+        {"workflow_id": "o-1", "event": "pay", "state": "paid", "accepted": ("send", "cancel")},
+        ["'o-1'", "'pay'", "'paid'", "send, cancel", "nothing was sent"],
+    ),
+    (
+        EventRefused,
+        {"workflow_id": "o-1", "event": "pay", "state": "paid", "accepted": ()},
+        ["it accepts: no event at all"],
+    ),
+    (
+        AlreadyApproved,
+        {"workflow_id": "o-1", "event": "pay", "sender": "user:ada"},
+        ["'o-1'", "'pay'", "user:ada has sent", "somebody else"],
+    ),
+    (
+        FourEyes,
+        {"workflow_id": "o-1", "event": "pay", "sender": "user:ada"},
+        ["'o-1'", "'pay'", "moved on by user:ada", "somebody else"],
+    ),
     (WorkflowNotFound, {"workflow_id": "o-1", "seq": None}, ["'o-1'", "aegis list"]),
     (WorkflowNotFound, {"workflow_id": "o-1", "seq": 7}, ["'o-1'", "seq 7"]),
     (
@@ -226,7 +249,7 @@ def test_an_error_says_what_is_wrong_in_one_line(
     "make",
     [
         lambda: UnknownWorkflowType("a", (name for name in ["b"])),
-        lambda: UnknownEvent("a", "b", (name for name in ["c"])),
+        lambda: UnknownEvent("a", "b", ((name, iter("d")) for name in ["c"])),
         lambda: WrongStatus("a", "b", "c", (name for name in ["d"])),
     ],
 )
@@ -250,7 +273,7 @@ def test_a_name_that_is_too_long_for_a_line_is_cut(length: int, shown: str) -> N
         WorkflowNotCompleted("o-1", "failed", "no money\nat all"),  # what a handler's exception said
         InvalidName("workflow id", "a\nb", "no line breaks"),
         UnknownWorkflowType("a\nb", ["c"]),
-        UnknownEvent("Order", "a\nb", ["c"]),
+        UnknownEvent("Order", "a\nb", [("c", ["d"])]),
         BundleRefused("a\nb.json", ["transition 3 of a\nb"]),
         SinkUnavailable("/mnt/a\nb", "what a store answered\nin several lines"),
     ],

@@ -103,7 +103,7 @@ def test_every_event_of_a_machine_is_listed_once() -> None:
     ],
 )
 def test_an_event_is_taken_by_the_edge_of_the_state(state: str, name: str, edge: Edge | None) -> None:
-    assert PARCEL.on_event(state, name) is edge
+    assert PARCEL.on_event(state, name) == (() if edge is None else (edge,))
 
 
 # --- which edge is taken --------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_the_edge_that_is_taken_now(
     state: str, waiting: WaitingEvent | None, now: datetime, chosen: Edge | None
 ) -> None:
     pending = PARCEL.pending(state, entered_at=ENTERED)
-    assert PARCEL.choose(state, pending, waiting, now=now) is chosen
+    assert PARCEL.choose(state, pending, waiting, now=now) == (() if chosen is None else (chosen,))
 
 
 # --- the fingerprint ------------------------------------------------------------------------
@@ -188,6 +188,36 @@ def test_tuning_leaves_the_fingerprint_alone(tuning: dict[str, Any]) -> None:
 )
 def test_another_machine_has_another_fingerprint(other: Definition) -> None:
     assert other.fingerprint != PARCEL.fingerprint
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"guard": lambda _workflow: True},
+        {"give_up": "refused"},
+        {"on": "order", "buffer": False},
+        {"on": "order", "approvals": 2},
+        {"on": "order", "four_eyes": True},
+    ],
+    ids=lambda rule: list(rule)[-1],
+)
+def test_a_rule_changes_the_fingerprint_and_only_where_there_is_one(rule: dict[str, Any]) -> None:
+    without = first_edge(**{name: value for name, value in rule.items() if name == "on"})
+    assert first_edge(**rule).fingerprint != without.fingerprint
+    assert first_edge(**rule).fingerprint == first_edge(**rule).fingerprint
+
+
+def test_several_automatic_edges_and_several_on_one_event_are_tried_in_their_order() -> None:
+    wrap, bag = replace(PACK, name="wrap", guard=bool), replace(PACK, name="bag", guard=bool)
+    leave = replace(PICK_UP, name="leave", guard=bool)
+    machine = replace(PARCEL, edges=(wrap, bag, PACK, leave, PICK_UP, REMIND))
+    check(machine)
+    pending = machine.pending("ordered", entered_at=ENTERED)
+    assert (pending.automatic, pending.alternatives, pending.following) == (wrap, (bag, PACK), wrap)
+    assert machine.choose("ordered", pending, None, now=ENTERED) == (wrap, bag, PACK)
+    pending = machine.pending("packed", entered_at=ENTERED)
+    assert pending.accepts == ("driver",)
+    assert machine.choose("packed", pending, event("driver"), now=ENTERED) == (leave, PICK_UP)
 
 
 def test_timers_a_microsecond_apart_have_different_fingerprints() -> None:
