@@ -1150,7 +1150,7 @@ class GoodGuards(Workflow):
     @transition(Gate.SHUT, Gate.OPEN, guard=always, give_up=Gate.GONE)
     def push(self, ctx: Context) -> None: ...
 
-    @transition(Gate.SHUT, Gate.OPEN, guard=lambda workflow, *more, shy=1: True)
+    @transition(Gate.SHUT, Gate.OPEN, guard=lambda _workflow, *_more, _shy=1: True)
     def swing(self, ctx: Context) -> None: ...
 
     @transition(Gate.SHUT, Gate.OPEN)
