@@ -19,6 +19,7 @@ from bench_workflows import TenSteps
 from redis import Redis
 
 from aegis.config.settings import settings
+from aegis.core.starting import Start
 from aegis.persistence import starting, watch
 from aegis.persistence.database import Database
 from aegis.persistence.operations import Terms

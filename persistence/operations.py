@@ -52,11 +52,6 @@ def awake(now: datetime, terms: Terms) -> dict[str, Any]:
     return {"status": "pending", "ready_at": now, "due_at": now + terms.grace, "rings": 1}
 
 
-def awake(now: datetime, terms: Terms) -> dict[str, Any]:
-    """Return what makes a workflow ready now: it is rung at once."""
-    return {"status": "pending", "ready_at": now, "due_at": now + terms.grace, "rings": 1}
-
-
 def pause(session: Session, workflow_id: str, reason: str, terms: Terms) -> None:
     """Let nothing more begin; a handler that runs now may finish, and its transition is kept.
 
