@@ -478,7 +478,9 @@ def test_keys_that_are_not_fit(engine: DurableWorkflowEngine, database: Database
 def test_an_unknown_event_names_those_that_are_accepted(engine: DurableWorkflowEngine, database: Database) -> None:
     engine.start(Letter(), id="l")
     before = everything(database)
-    with pytest.raises(UnknownEvent, match=r"store\.Letter accepts no event 'burn'; it accepts: finish \(in draft\), post \(in ready\)"):
+    with pytest.raises(
+        UnknownEvent, match=r"store\.Letter accepts no event 'burn'; it accepts: finish \(in draft\), post \(in ready\)"
+    ):
         engine.send("l", "burn", "a")
     assert everything(database) == before
 
