@@ -31,6 +31,8 @@ _COMMANDS: Final = {
     "list": "reading",
     "show": "reading",
     "history": "reading",
+    "effects": "effects",
+    "effect": "effects",
     "verify": "verify",
     "export": "transfer",
     "import": "transfer",

@@ -46,7 +46,7 @@ def start_command(out: Output, type_name: str, workflow_id: str | None, data: st
 @json_option
 def send_command(out: Output, workflow_id: str, event: str, payload: str, key: str | None, reason: str) -> None:
     """Send an EVENT to workflow ID; it is kept until a state accepts it."""
-    rung = engine().send(workflow_id, event, _json("the payload", payload), key=key, reason=reason)
+    rung = engine().send(workflow_id, event, json_of("the payload", payload), key=key, reason=reason)
     if not rung:
         out.warn(_UNRUNG)
     out.say({"id": workflow_id, "event": event, "rung": rung}, f"{event} accepted for {workflow_id}")
@@ -149,13 +149,14 @@ def _sentence(row: WorkflowSummary) -> str:
 
 
 def _object(text: str) -> dict[str, Json]:
-    value = _json("the data", text)
+    value = json_of("the data", text)
     if not isinstance(value, dict):
         raise InvalidData("the data", [("", 'it is no JSON object, such as {"title": "..."}')])
     return value
 
 
-def _json(what: str, text: str) -> Json:
+def json_of(what: str, text: str) -> Json:
+    """Return what an argument says: JSON, @FILE, or - for standard input."""
     if text == "-":
         return parse(sys.stdin.buffer.read())
     if text.startswith("@"):

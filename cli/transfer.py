@@ -31,8 +31,11 @@ _STANDARD: Final = Path("-")
 )
 @click.option("--with-verifier", is_flag=True, help=f"Write {_VERIFIER} beside it: it needs Python, and no AEGIS.")
 @click.option("--force", is_flag=True, help="Write over what is there.")
+@click.option("--without-effects", is_flag=True, help="For reading alone: also where its handler has begun effects.")
 @json_option
-def export_command(out: Output, workflow_id: str, output: Path, *, with_verifier: bool, force: bool) -> None:
+def export_command(
+    out: Output, workflow_id: str, output: Path, *, with_verifier: bool, force: bool, without_effects: bool
+) -> None:
     """Write a workflow's whole history to a file that others can verify, or import.
 
     It holds the workflow's data, and is written for its owner's eyes only. It verifies as far as the log was
@@ -41,7 +44,7 @@ def export_command(out: Output, workflow_id: str, output: Path, *, with_verifier
     if with_verifier and output == _STANDARD:
         raise click.UsageError("--with-verifier writes beside a file: give -o FILE")
     with database().snapshot() as connection:
-        bundle = transfer.export(connection, workflow_id)
+        bundle = transfer.export(connection, workflow_id, without_effects=without_effects)
         row = history.summary(connection, workflow_id)
     _advise(out, bundle, row)
     if output == _STANDARD:

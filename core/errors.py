@@ -60,6 +60,32 @@ class HandlerTimeout(AegisError):
         return f"{self.transition} did not finish within its timeout of {self.timeout:g} s"
 
 
+class DidNotHappen(AegisError):
+    """An effect that is known not to have happened: for its function to raise, and for its check to return."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def _message(self) -> str:
+        return f"it did not happen: {self.reason}" if self.reason else "it did not happen"
+
+
+class EffectInDoubt(AegisError):
+    """An effect of which nobody here knows whether it happened: a person has to find out, and say so."""
+
+    def __init__(self, workflow_id: str, name: str, key: str) -> None:
+        super().__init__(workflow_id, name, key)
+        self.workflow_id, self.name, self.key = workflow_id, name, key
+
+    def _message(self) -> str:
+        return (
+            f"whether the effect {self.name!r} of workflow {self.workflow_id!r} happened is not known: ask whoever was "
+            f"given the key {self.key!r}, then say so: `aegis effect {self.workflow_id} {self.name} --done JSON` or "
+            "`--redo`, with --retry to go on"
+        )
+
+
 # --- what does not get through a door -------------------------------------------------
 
 
@@ -182,6 +208,36 @@ class WorkflowNotFound(AegisError):
         if self.seq is None:
             return f"there is no workflow {self.workflow_id!r}; `aegis list` shows those there are"
         return f"workflow {self.workflow_id!r} has no checkpoint at seq {self.seq}"
+
+
+class EffectNotFound(AegisError):
+    """A workflow has no effect of that name that could still be resolved."""
+
+    def __init__(self, workflow_id: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(workflow_id, name, tuple(known))
+        self.workflow_id, self.name, self.known = workflow_id, name, tuple(known)
+
+    def _message(self) -> str:
+        known = ", ".join(sorted(self.known)) or "none"
+        return (
+            f"workflow {self.workflow_id!r} has no effect {self.name!r} in the transition it is at (there: {known}); "
+            f"`aegis effects {self.workflow_id}` shows all"
+        )
+
+
+class EffectsOpen(AegisError):
+    """A workflow that cannot leave: its handler has done things outside that no transition tells of yet."""
+
+    def __init__(self, workflow_id: str, names: Iterable[str]) -> None:
+        super().__init__(workflow_id, tuple(names))
+        self.workflow_id, self.names = workflow_id, tuple(names)
+
+    def _message(self) -> str:
+        return (
+            f"workflow {self.workflow_id!r} has effects that no transition tells of yet ({', '.join(self.names)}), and "
+            "whoever imports it would do them again: let it go on, or cancel it; or export it --without-effects, for "
+            "reading alone"
+        )
 
 
 class StartConflict(AegisError):

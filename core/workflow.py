@@ -75,6 +75,33 @@ class Context(Protocol):
 
         """
 
+    def effect(
+        self,
+        name: str,
+        fn: Callable[..., object],
+        /,
+        *args: Any,
+        check: Callable[[str], object] | None = None,
+        repeat: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Do something outside, ``fn(*args, **kwargs)``, at least once; return what was recorded of it, as plain JSON.
+
+        Once it is recorded, no attempt at this transition does it again: it is given the record. Where a worker died
+        before it could be recorded, ``check(key)`` is asked what happened: it returns ``Happened(result)`` or
+        ``DidNotHappen``. Without ``check``, it is done again under the same key (see ``effect_key``), unless
+        ``repeat=False``: then the workflow is stopped, for a person to find out.
+
+        Raises:
+            InvalidHandlerResult: the name was used before, the result is no JSON, or the transition is transactional.
+            EffectInDoubt: nobody here knows whether it happened; let it pass.
+            ClaimLost: somebody else owns the transition by now; let it pass.
+
+        """
+
+    def effect_key(self, name: str) -> str:
+        """Return the idempotency key of the effect of that name: for whoever does it, to notice a repetition."""
+
     def checkpoint(self) -> None:
         """Save the workflow's data as it is now; the next attempt goes on from there.
 

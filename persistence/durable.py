@@ -15,17 +15,18 @@ from sqlalchemy.orm import Session
 from ..core.anchor import Anchor
 from ..core.bell import Bell, Ring
 from ..core.bundle import Bundle, render
-from ..core.errors import InvalidData, WaitTimeout, WorkflowNotCompleted
+from ..core.effect import Happened
+from ..core.errors import DidNotHappen, InvalidData, WaitTimeout, WorkflowNotCompleted
 from ..core.finding import Report
 from ..core.starting import Attribute, Moment, Start
 from ..core.workflow import Workflow, registry
-from . import history, inbox, operations, removal, starting, transfer
+from . import effects, history, inbox, operations, removal, resolution, starting, transfer
 from .auditor import Auditor, Sources
 from .database import Database, in_one_transaction
 from .inbox import Message
 from .models import STATUSES
 from .operations import Terms
-from .records import Checkpoint, WorkflowSummary, WorkflowTransition
+from .records import Checkpoint, Effect, WorkflowSummary, WorkflowTransition
 from .starting import Started
 from .transfer import Scrutiny
 from .walk import Piece, Place, walk
@@ -227,6 +228,29 @@ class DurableWorkflowEngine:
         """Keep one more checkpoint; None means that a running handler was asked for it."""
         return self._write(lambda session: operations.checkpoint(session, id))
 
+    def resolve_effect(
+        self,
+        id: str,  # noqa: A002
+        name: str,
+        answer: Happened[Any] | DidNotHappen,
+        *,
+        reason: str,
+        retry: bool = False,
+    ) -> bool:
+        """Say how an effect went that nobody here knows of: ``Happened(result)``, or ``DidNotHappen()``: do it again.
+
+        Who said so, and why, is recorded. With ``retry``, the workflow that was stopped for it goes on at once.
+
+        Raises:
+            InvalidName, InvalidData, NotCanonical: a name, a reason or a result that cannot be; nothing was written.
+            WorkflowNotFound, WorkflowPurged, EffectNotFound: there is nothing to resolve.
+            WrongStatus: a handler runs at this moment, the effect is done, or there is nothing to retry.
+
+        """
+        return self._rung(
+            self._write(lambda session: resolution.resolve(session, id, name, answer, reason, self._terms, retry=retry))
+        )
+
     def erase(self, id: str, *, reason: str) -> bool:  # noqa: A002
         """Erase the data of a workflow that has ended; its history stays, and verifies as before.
 
@@ -394,18 +418,38 @@ class DurableWorkflowEngine:
                 connection, type_name=type_name, status=status, state=state, before=before, limit=limit
             )
 
-    def export_bundle(self, id: str) -> Bundle:  # noqa: A002
+    def effects(
+        self,
+        id: str | None = None,  # noqa: A002
+        *,
+        in_doubt: bool = False,
+        limit: int = 100,
+    ) -> list_of[Effect]:
+        """Return what handlers did outside, of one workflow or of all, the first first; ``in_doubt``: those alone.
+
+        Raises:
+            WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more.
+
+        """
+        with self.database.statement() as connection:
+            if id is not None:
+                history.summary(connection, id)
+            return effects.listed(connection, id, in_doubt=in_doubt, limit=limit)
+
+    def export_bundle(self, id: str, *, without_effects: bool = False) -> Bundle:  # noqa: A002
         """Return a workflow's whole history, with what it takes to verify it elsewhere.
 
-        Events that were received and not taken yet are no history: they are not in it.
+        Events that were received and not taken yet are no history: they are not in it. Nor are effects that no
+        transition tells of yet: a workflow that has such goes out only ``without_effects``, for reading alone.
 
         Raises:
             WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more.
             HistoryBroken: it cannot even be read, or the log is not what was anchored.
+            EffectsOpen: it has done things outside that whoever imports it would do again.
 
         """
         with self.database.snapshot() as connection:
-            return transfer.export(connection, id)
+            return transfer.export(connection, id, without_effects=without_effects)
 
     def history(self, id: str) -> list_of[WorkflowTransition]:  # noqa: A002
         """Return a workflow's audit chain, the first transition first."""

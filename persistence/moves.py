@@ -11,7 +11,17 @@ from typing import Any, Final
 from ..core.approval import APPROVED, DISREGARDED, Verdict
 from ..core.bell import Bell
 from ..core.canonical import Json, load
-from ..core.chain import SALT_BYTES, Link, MacKey, Step, checkpoint_body, checkpoint_commitment, genesis, link, timestamp
+from ..core.chain import (
+    SALT_BYTES,
+    Link,
+    MacKey,
+    Step,
+    checkpoint_body,
+    checkpoint_commitment,
+    genesis,
+    link,
+    timestamp,
+)
 from ..core.machine import Definition, Edge, WaitingEvent
 from ..core.starting import Attribute, Conditions
 from .records import Following, Move, Moved, Position, Snapshot
@@ -66,12 +76,13 @@ def advance(
     at: datetime,
     max_bytes: int,
     error: Mapping[str, Any] | None = None,
+    effects: Sequence[Mapping[str, Json]] = (),
     mac_key: MacKey | None = None,
     attributes: Mapping[str, Attribute] | None = None,
 ) -> Move:
     """Return the move of a handler that succeeded, or, with an ``error``, failed for good.
 
-    ``event`` is the one it took, if it took one.
+    ``event`` is the one it took, if it took one; ``effects`` is what it did outside (``effects.told``).
     """
     payload = _told(event) | _rules(edge)
     if error is not None:
@@ -82,6 +93,8 @@ def advance(
         payload["deadline"] = timestamp(position.deadline)
     if attributes is not None:
         payload["attributes"] = dict(attributes)
+    if effects:
+        payload["effects"] = [dict(effect) for effect in effects]
     step = Step(
         workflow_id=position.workflow_id,
         seq=position.seq + 1,
@@ -218,9 +231,7 @@ def bell_after(move: Move, moved: Moved) -> Bell:
     """Return the bell for what follows a move."""
     kind, following = move.link.envelope.type, move.following
     label = f"{kind}.{following.name}" if following.at_once else kind
-    return Bell(
-        workflow_id=moved.workflow_id, seq=moved.seq, queue=moved.queue, label=label, priority=move.priority
-    )
+    return Bell(workflow_id=moved.workflow_id, seq=moved.seq, queue=moved.queue, label=label, priority=move.priority)
 
 
 def snapshot_of(position: Position, data: Mapping[str, Any], number: int, *, max_bytes: int) -> Snapshot:

@@ -20,7 +20,7 @@ from ..core.chain import MacKey, checkpoint_commitment, timestamp
 from ..core.errors import DeadlineExceeded, HistoryBroken, InvalidData, InvalidName, WrongStatus
 from ..core.names import check_name
 from ..core.starting import Moment, check_moment, moment_of
-from . import moves, sql
+from . import effects, moves, sql
 from .database import in_transaction
 from .history import not_found
 from .models import CheckpointRow, WorkflowRow
@@ -132,7 +132,10 @@ def cancel(session: Session, workflow_id: str, reason: str, terms: Terms) -> Non
     if status == "cancelled":
         return
     _need(position, status, "cancelling", (*_OPEN, "paused", "failed", "quarantined"))
-    _intervene(session, position, "cancelled", "cancelled", reason, now, terms)
+    # By a handler that is never recorded now: what it did outside stays done.
+    done = effects.told(session.connection(), workflow_id, position.entered_seq)
+    said: dict[str, Json] = {"effects": list(done)} if done else {}
+    _intervene(session, position, "cancelled", "cancelled", reason, now, terms, said=said)
 
 
 def _intervene(

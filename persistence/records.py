@@ -219,3 +219,29 @@ class Checkpoint:
     kind: str
     commitment: str
     at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What a handler did to the outside world, or meant to; ``seq`` is that of its ``ctx.key``."""
+
+    workflow_id: str
+    seq: int
+    name: str
+    transition: str | None
+    """The handler that asked for it; None: a person has said how it went."""
+    status: str
+    """``begun``, ``done``, ``not done`` or ``in doubt``."""
+    key: str
+    """The idempotency key that the outside world was given."""
+    claim: int
+    attempt: int
+    actor: str
+    result: Json
+    """What came of it, once it is done."""
+    error: Mapping[str, Any] | None
+    resolved_by: str | None
+    """The person who said how it went, and why."""
+    reason: str | None
+    begun_at: datetime
+    ended_at: datetime | None

@@ -32,7 +32,7 @@ from sqlalchemy.orm import Session
 from ..core.errors import HistoryBroken, InvalidData, InvalidName, WrongStatus
 from ..core.names import SYSTEM, check_new_id
 from . import database as databases
-from . import moves, sqlite
+from . import effects, moves, sqlite
 from .database import in_transaction
 from .models import ENDED, CheckpointRow, EventRow, LogRow, PayloadRow, TransitionRow, WorkflowRow
 from .operations import Terms, check_reason, lock
@@ -114,6 +114,8 @@ def _delete_data(session: Session, workflow_id: str) -> int:
             CheckpointRow.workflow_id == workflow_id, CheckpointRow.seq.not_in(told_by("erased"))
         ),
         delete(EventRow).where(EventRow.workflow_id == workflow_id),
+        # With the rows: a handler that outlived its workflow would fill in a result once more.
+        effects.delete_of([workflow_id]),
     ):
         gone += connection.execute(statement).rowcount
     if gone:
@@ -150,6 +152,8 @@ def prune(session: Session, place: Place, terms: Terms, *, keep: int, older_than
     for row in gone:
         through[row.workflow_id] = max(row.seq, through.get(row.workflow_id, 0))
     removals = [Removal(workflow_id=workflow_id, through_seq=seq) for workflow_id, seq in sorted(through.items())]
+    # They are no part of the history, which tells of them: no record is needed.
+    session.execute(effects.delete_old(ids, keep, until, _MOST))
     if removals:
         rule = f"all but the newest {keep} of a workflow, older than {span_text(older_than)}"
         record(session, system, "pruned", removals, _because(reason, rule), terms)
@@ -321,6 +325,7 @@ def _purge(session: Session, system: Position, removals: Sequence[Removal], reas
     connection.execute(delete(PayloadRow).where(_among(PayloadRow.workflow_id, ids)))
     connection.execute(delete(CheckpointRow).where(_among(CheckpointRow.workflow_id, ids)))
     connection.execute(delete(EventRow).where(_among(EventRow.workflow_id, ids)))
+    connection.execute(effects.delete_of(ids))
     each = func.unnest(cast(ids, ARRAY(Text))).column_valued("each")
     connection.execute(select(func.aegis_purge(each))).all()
     connection.execute(delete(WorkflowRow).where(_among(_W.id, ids)))

@@ -19,7 +19,7 @@ from ..core.anchor import Anchor
 from ..core.bundle import Bundle, BundledCheckpoint, BundledTransition, BundleHead, verify
 from ..core.canonical import Json, canonical, load
 from ..core.chain import ENGINE_EVENTS, checkpoint_commitment, genesis, timestamp
-from ..core.errors import BundleRefused, HistoryBroken, LogBroken, WorkflowPurged
+from ..core.errors import BundleRefused, EffectsOpen, HistoryBroken, LogBroken, WorkflowPurged
 from ..core.finding import failures
 from ..core.machine import Definition
 from ..core.merkle import inclusion_proof
@@ -30,6 +30,7 @@ from . import database as databases
 from . import moves, sql, system
 from .absent import Records
 from .database import in_transaction
+from .effects import open_effects
 from .history import is_purged, not_found
 from .log import Tree, places
 from .models import (
@@ -63,8 +64,11 @@ _STOPPED: Final = ("failed", "quarantined")
 # --- out ------------------------------------------------------------------------------------
 
 
-def export(connection: Connection, workflow_id: str) -> Bundle:
+def export(connection: Connection, workflow_id: str, *, without_effects: bool = False) -> Bundle:
     """Return a workflow's history, with the proofs that it stands in the log as that was anchored last.
+
+    What handlers did outside and no transition tells of yet is not in a bundle, and whoever imports it would do
+    it again: such a workflow is refused, or, for reading alone, goes out ``without_effects``.
 
     The connection has to see one moment. Nothing is verified here: what was tampered with goes out as
     it is, for others to see.
@@ -73,12 +77,15 @@ def export(connection: Connection, workflow_id: str) -> Bundle:
         WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more.
         HistoryBroken: it is not even text.
         LogBroken: the log is not what was anchored.
+        EffectsOpen: it has not ended, and has effects that no transition tells of yet.
 
     """
     check_name("workflow id", workflow_id)
     row = connection.execute(select(WorkflowRow.__table__).where(WorkflowRow.id == workflow_id)).one_or_none()
     if row is None:
         raise not_found(connection, workflow_id)
+    if row.status not in ENDED and not without_effects and (names := open_effects(connection, workflow_id)):
+        raise EffectsOpen(workflow_id, names)
     transitions = [_exported(one) for one in connection.execute(_stored(workflow_id))]
     checkpoints = tuple(_between(one) for one in connection.execute(_stored_between(workflow_id)))
     anchor = _Anchor.newest(connection, workflow_id)

@@ -14,12 +14,13 @@ from celery.exceptions import WorkerShutdown, WorkerTerminate
 
 from ..config.logging import get_logger
 from ..core.approval import Approval, Standing, Verdict, judge
-from ..core.canonical import load
+from ..core.canonical import Json, load
 from ..core.chain import checkpoint_commitment, timestamp
 from ..core.errors import (
     ClaimLost,
     DatabaseUnavailable,
     DeadlineExceeded,
+    EffectInDoubt,
     HistoryBroken,
     InvalidData,
     InvalidHandlerResult,
@@ -30,7 +31,7 @@ from ..core.machine import Edge, Pending, WaitingEvent
 from ..core.recovery import is_overdue
 from ..core.retry import RetryAfter
 from ..core.workflow import Workflow, handle, read_payload, registry, snapshot
-from ..persistence import approvals, inbox, moves, operations, repository
+from ..persistence import approvals, effects, inbox, moves, operations, repository
 from ..persistence.database import (
     Session,
     in_one_transaction,
@@ -132,9 +133,7 @@ class Attempt:
         """Do what the passing of the deadline sets off; nothing else begins any more."""
         if edge is None:
             deadline = timestamp(self.position.deadline or self.claim.now)
-            return self._stop(
-                "failed", DeadlineExceeded(self.position.workflow_id, deadline, self.position.state)
-            )
+            return self._stop("failed", DeadlineExceeded(self.position.workflow_id, deadline, self.position.state))
         if (edge.name, self.position.queue_of(edge)) != (self.position.following.name, self.position.following.queue):
             return Turn(edge=edge)  # what was tried before was another transition
         return self._attempt(edge)
@@ -210,9 +209,7 @@ class Attempt:
         except HistoryBroken as error:
             return self._misfit(str(error))
         verdict = judge(edge, standing, event.sender)
-        given = Approval(
-            sender=event.sender, reason=event.reason, at=event.received_at, data=load(event.payload)
-        )
+        given = Approval(sender=event.sender, reason=event.reason, at=event.received_at, data=load(event.payload))
         if verdict is Verdict.TAKE:
             return self._try(edge, event, (*standing.approvals, given))
         log.info(verdict.name.lower(), workflow_id=self.position.workflow_id, event_key=event.key, sender=event.sender)
@@ -246,6 +243,7 @@ class Attempt:
                 return self._run_inside(edge, workflow, payload, event)
             context = self._context = self._context_of(edge, workflow)
             target = self._handle(edge, workflow, context, payload)
+            context.effects.need_no_doubt()
             move = self._advance(edge, target, workflow, event)
             return self._record_and_send(edge, event, move, context) if context.outbox else Record(move=move)
         except (ClaimLost, *_INTERRUPTIONS):
@@ -253,8 +251,9 @@ class Attempt:
         except _SpoiledHandler as spoiled:
             return self._failed(edge, spoiled.error, event, outage=spoiled.outage)
         except BaseException as error:  # noqa: BLE001 - whatever a user's handler raises is its outcome, sys.exit() too
+            doubt = None if self._context is None else self._context.effects.in_doubt
             # A transaction of ours that was given up in favour of another, at its very end.
-            return self._failed(edge, error, event, outage=edge.transactional and is_transient(error))
+            return self._failed(edge, doubt or error, event, outage=edge.transactional and is_transient(error))
 
     def _run_inside(self, edge: Edge, workflow: Workflow, payload: object, event: WaitingEvent | None) -> Result:
         """Run the handler in the checkpoint's own transaction."""
@@ -348,6 +347,7 @@ class Attempt:
             event=event,
             error=error,
             progress=self._progress(),
+            effects=self._effects(edge),
             actor=self.bench.actor,
             at=self._now(),
             max_bytes=self.bench.settings.max_bytes,
@@ -383,8 +383,8 @@ class Attempt:
 
     def _delay_after(self, edge: Edge, error: BaseException) -> timedelta | None:
         """Return how long until the next attempt; None: there is none."""
-        if isinstance(error, InvalidHandlerResult | InvalidData | NotCanonical):
-            return None  # the handler itself is wrong: it would do the same again
+        if isinstance(error, InvalidHandlerResult | InvalidData | NotCanonical | EffectInDoubt):
+            return None  # the handler itself is wrong, or a person has to say something: it would be the same again
         if isinstance(error, RetryAfter):
             last = error.counts and self.position.attempt >= edge.retry.max_attempts
             return None if last else error.wait(self._now())
@@ -398,7 +398,7 @@ class Attempt:
 
     def _give_up(self, event: str, error: BaseException, edge: Edge, taken: WaitingEvent | None) -> Result:
         """Go to the state that is there for this, if there is one; else stop."""
-        if edge.give_up is None:
+        if edge.give_up is None or (self._context is not None and self._context.effects.in_doubt is not None):
             return self._stop(event, error, edge)
         known = describe(error, self.position.attempt)
         log.error("gave up", workflow_id=self.position.workflow_id, transition=edge.name, error=known["message"])
@@ -470,6 +470,19 @@ class Attempt:
         def ask() -> list[str]:
             with self.bench.database.statement() as connection:
                 return repository.progress_of(connection, self.position.workflow_id, self.position.seq)
+
+        return self.bench.patiently(ask)
+
+    def _effects(self, edge: Edge) -> list[dict[str, Json]]:
+        """Return what the transition has to say of the effects of its handler: of all its attempts."""
+        first = self.position.attempt <= 1 and self.position.seq == self.position.entered_seq
+        used = self._context is not None and self._context.effects.used
+        if edge.transactional or (first and not used):
+            return []
+
+        def ask() -> list[dict[str, Json]]:
+            with self.bench.database.statement() as connection:
+                return effects.told(connection, self.position.workflow_id, self.position.entered_seq)
 
         return self.bench.patiently(ask)
 

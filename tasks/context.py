@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from typing_extensions import override
 
 from ..config.logging import get_logger
 from ..core.approval import Approval
+from ..core.effect import is_runnable
 from ..core.errors import ClaimLost, DatabaseUnavailable, InvalidHandlerResult
 from ..core.machine import Edge
 from ..core.workflow import Context, Workflow, snapshot
@@ -17,6 +19,7 @@ from ..persistence.database import Session
 from ..persistence.inbox import Message
 from ..persistence.records import Position, Snapshot
 from .bench import Bench
+from .effects import Effects
 
 log = get_logger(__name__)
 
@@ -50,6 +53,9 @@ class HandlerContext(Context):
         self._look_every = bench.settings.checkpoint_interval / _LOOKS_PER_INTERVAL
         self._looked = time.monotonic()
         self.newest = newest
+        leaving = workflow.definition.leaving(position.state)
+        others = {other.name for other in leaving} - {edge.name}
+        self.effects = Effects(bench, position, edge.name, others)
 
     @property
     @override
@@ -87,9 +93,7 @@ class HandlerContext(Context):
         return self._approvals
 
     @override
-    def send(
-        self, id: str, event: str, payload: object = None, *, key: str | None = None, reason: str = ""
-    ) -> None:
+    def send(self, id: str, event: str, payload: object = None, *, key: str | None = None, reason: str = "") -> None:
         message = Message(
             workflow_id=id,
             event=event,
@@ -105,6 +109,30 @@ class HandlerContext(Context):
             with self._bench.database.reading() as session:
                 inbox.judge(session, message, self._bench.settings.max_bytes)
         self.outbox.append(message)
+
+    @override
+    def effect(
+        self,
+        name: str,
+        fn: Callable[..., object],
+        /,
+        *args: Any,
+        check: Callable[[str], object] | None = None,
+        repeat: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        if self._session is not None:
+            problem = "what a transactional handler does outside cannot be taken back with it: use a transition before"
+            raise InvalidHandlerResult(self._name, problem)
+        if not is_runnable(fn):
+            raise InvalidHandlerResult(
+                self._name, f"the effect {name!r} is {fn!r}; give a plain function and its arguments"
+            )
+        return self.effects.run(name, lambda: fn(*args, **kwargs), check, repeat=repeat)
+
+    @override
+    def effect_key(self, name: str) -> str:
+        return self.effects.key(name)
 
     @override
     def checkpoint(self) -> None:

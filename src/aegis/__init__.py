@@ -5,9 +5,21 @@ commits a checkpoint to PostgreSQL before it acknowledges its message.
 """
 
 from .core.approval import Approval
-from .core.errors import AegisError
+from .core.effect import Happened
+from .core.errors import AegisError, DidNotHappen
 from .core.machine import Definition
 from .core.retry import Retry, RetryAfter
 from .core.workflow import Context, Workflow, transition
 
-__all__ = ["AegisError", "Approval", "Context", "Definition", "Retry", "RetryAfter", "Workflow", "transition"]
+__all__ = [
+    "AegisError",
+    "Approval",
+    "Context",
+    "Definition",
+    "DidNotHappen",
+    "Happened",
+    "Retry",
+    "RetryAfter",
+    "Workflow",
+    "transition",
+]

@@ -20,7 +20,7 @@ from .persistence.database import Database
 from .persistence.durable import DurableWorkflowEngine as _Engine
 from .persistence.durable import Handle
 from .persistence.operations import Terms
-from .persistence.records import Checkpoint, WorkflowSummary, WorkflowTransition
+from .persistence.records import Checkpoint, Effect, WorkflowSummary, WorkflowTransition
 from .tasks.broker import Broker
 from .tasks.scrub import sources
 from .workers.factory import make_app
@@ -29,6 +29,7 @@ __all__ = [
     "AegisError",
     "Checkpoint",
     "DurableWorkflowEngine",
+    "Effect",
     "Handle",
     "Start",
     "WorkflowSummary",

@@ -84,3 +84,21 @@ def test_a_bad_request_is_told_what_is_wrong(deploy: Callable[..., Deployment]) 
         call("/proposals/p-1", {"title": "a"})
         assert '/title: "a" then, "b" now' in call("/proposals/p-1", {"title": "b"})["error"]
         assert "yes" in call("/proposals/p-1/decision", {"yes": "perhaps"})["error"]
+
+
+def test_a_payment_whose_answer_got_lost_is_charged_once(deploy: Callable[..., Deployment], tmp_path: Path) -> None:
+    book = tmp_path / "payments.jsonl"
+    deployment = deploy(PYTHONPATH=str(EXAMPLES), AEGIS_WORKFLOWS="payment.workflow", PAYMENT_BOOK=str(book))
+    deployment.beat()
+    deployment.worker()
+    said = subprocess.run(
+        [sys.executable, "-m", "payment.app"],
+        env={**os.environ, **deployment.environment},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    ).stdout
+    page = (EXAMPLES / "README.md").read_text()
+    assert said.splitlines() == [line for line in page.splitlines() if line.startswith("order ")]
+    assert len(book.read_text().splitlines()) == 2

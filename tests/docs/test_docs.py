@@ -317,7 +317,7 @@ def test_workflows_has_the_defaults_of_retry() -> None:
 
 def test_workflows_names_every_member_of_the_context() -> None:
     named = {
-        quoted(cells[0])[0].removeprefix("ctx.").removesuffix("()") for cells in rows(section(WORKFLOWS, "Context"))
+        quoted(cells[0])[0].removeprefix("ctx.").partition("(")[0] for cells in rows(section(WORKFLOWS, "Context"))
     }
     assert named == {name for name in vars(Context) if not name.startswith("_")}
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from aegis.core.errors import DatabaseUnavailable
-from aegis.persistence import repository
+from aegis.persistence import effects, repository
 from aegis.tasks import attempt as attempt_module
 from aegis.tasks.broker import Broker
 
@@ -88,6 +88,9 @@ POINTS: dict[str, Callable[[Callable[[], None]], None]] = {
     "in handler": lambda deed: _before(attempt_module, "handle", deed),
     "after handler": lambda deed: _after(attempt_module, "handle", deed),
     "after commit": lambda deed: _after(repository, "commit", deed),
+    "after intent": lambda deed: _after(effects, "begin", deed),
+    "before record": lambda deed: _before(effects, "finish", deed),
+    "after record": lambda deed: _after(effects, "finish", deed),
     "before ring": lambda deed: _before(Broker, "ring", deed),
     "after ring": lambda deed: _after(Broker, "ring", deed),
 }

@@ -10,13 +10,17 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from aegis import Context, Retry, Workflow, transition
+from aegis import Context, DidNotHappen, Happened, Retry, Workflow, transition
 from aegis.testing.ledger import Ledger
 
 # Chaos counts as attempts; what is to survive it gets enough of them.
 STURDY = Retry(max_attempts=50, delay=0.2)
 # What the checker is told of these workflows.
-LIMITS = dict.fromkeys(("one", "two", "three"), 50) | dict.fromkeys(("work", "go", "decide", "slow"), 5) | {"poison": 3}
+LIMITS = (
+    dict.fromkeys(("one", "two", "three", "settle"), 50)
+    | dict.fromkeys(("work", "go", "decide", "slow"), 5)
+    | {"poison": 3}
+)
 SILENT = ("expire", "begin")
 
 
@@ -119,6 +123,38 @@ class Long(Workflow):
             time.sleep(self.turn)
             self.turns += 1
             ctx.progress()
+
+
+def charge(key: str) -> int:
+    """Do it outside, where it stays done: a line in a file, which is never taken back."""
+    with Path(os.environ["AEGIS_TEST_PROVIDER"]).open("a") as file:
+        file.write(f"{key}\n")
+    return len(charges(key))
+
+
+def charges(key: str) -> list[str]:
+    file = Path(os.environ["AEGIS_TEST_PROVIDER"])
+    return [line for line in file.read_text().splitlines() if line == key] if file.exists() else []
+
+
+def look_up(key: str) -> Happened[int] | type[DidNotHappen]:
+    found = charges(key)
+    return Happened(len(found)) if found else DidNotHappen
+
+
+class Paying(Workflow):
+    """One effect, of each of the three kinds."""
+
+    state: Life = Life.ALIVE
+    kind: str
+    told: int = 0
+
+    @transition(Life.ALIVE, Life.DONE, retry=STURDY)
+    def settle(self, ctx: Context) -> None:
+        note(ctx, "settle")
+        key = ctx.effect_key("charge")
+        check = look_up if self.kind == "ask" else None
+        self.told = ctx.effect("charge", charge, key, check=check, repeat=self.kind == "repeat")
 
 
 class Review(StrEnum):
