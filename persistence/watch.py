@@ -10,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Text, and_, case, cast, delete, func, null, or_, select, update
 
 from ..core.recovery import Claimed, Due, Heartbeat, Policy
-from . import sql, sqlite
+from . import sql
 from .models import SweepRow, WorkerRow, WorkflowRow
 
 # All claims of all workers; far more than any number of workers runs at once.
@@ -35,13 +35,7 @@ class Watch:
 
 
 def begin_sweep(connection: Connection, gap: timedelta) -> Watch:
-    """Note that a sweep runs now; after a pause of more than ``gap`` the watch begins anew.
-
-    Raises:
-        NotOnSQLite: there are no workers to watch; a ``LocalRunner`` looks after what it runs.
-
-    """
-    sqlite.refuse(connection, "a sweep", "run a LocalRunner, as the engine does")
+    """Note that a sweep runs now; after a pause of more than ``gap`` the watch begins anew."""
     now = sql.began()
     # Not twice in a row: sweeps that are always so far apart would never find anybody dead.
     begins = and_(SweepRow.ran_at < now - gap, SweepRow.since < SweepRow.ran_at)
@@ -196,6 +190,13 @@ def due(connection: Connection, known: Collection[str], limit: int) -> list[Due]
         )
         for row in rows
     ]
+
+
+def is_due(connection: Connection, known: Collection[str]) -> bool:
+    """Whether there is any workflow of these types of which nothing was heard for too long."""
+    kind = WorkflowRow.type + "/" + cast(WorkflowRow.version, Text)
+    late = select(WorkflowRow.id).where(WorkflowRow.due_at <= sql.now(), kind.in_(known)).limit(1)
+    return connection.execute(late).one_or_none() is not None
 
 
 def look_again(connection: Connection, looks: Mapping[str, timedelta]) -> None:

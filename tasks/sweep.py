@@ -6,9 +6,10 @@ done twice with the same result.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, Protocol
 
 from ..config.logging import get_logger
 from ..core import recovery
@@ -17,7 +18,6 @@ from ..core.errors import BrokerUnavailable
 from ..core.recovery import Due, Heartbeat, Policy
 from ..persistence import watch
 from ..persistence.database import Database
-from .broker import Broker
 
 log = get_logger(__name__)
 
@@ -25,6 +25,22 @@ _BATCH: Final = 500
 _LATER: Final = timedelta(seconds=1)
 # 20,000 workflows a sweep: the next one goes on with the rest.
 _MOST_BATCHES: Final = 40
+
+
+class Doorbell(Protocol):
+    """What a sweep asks of a broker: see ``broker.py``, and ``local.py`` for where there is none."""
+
+    def ring(self, bells: Sequence[Bell], /) -> bool:
+        """Put bells on their queues; return whether all are there."""
+
+    def lengths(self, queues: Iterable[str | None]) -> dict[str | None, int]:
+        """Return how many bells wait in each queue."""
+
+    def remembers(self) -> bool:
+        """Whether the mark is still there."""
+
+    def remember(self) -> None:
+        """Leave the mark."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +53,7 @@ class Swept:
     broker_forgot: bool = False
 
 
-def sweep(database: Database, broker: Broker, policy: Policy) -> Swept:
+def sweep(database: Database, broker: Doorbell, policy: Policy) -> Swept:
     """Run one sweep.
 
     Raises:
@@ -75,7 +91,7 @@ def _free(database: Database, policy: Policy) -> tuple[list[Heartbeat], tuple[st
     return living, tuple(dead), freed
 
 
-def _ring_everything(database: Database, broker: Broker, policy: Policy) -> None:
+def _ring_everything(database: Database, broker: Doorbell, policy: Policy) -> None:
     """Make everything due that could run: whatever bells were under way are gone."""
     found = 0
     with database.statement() as connection:
@@ -87,7 +103,7 @@ def _ring_everything(database: Database, broker: Broker, policy: Policy) -> None
     (log.warning if found else log.info)("the broker remembers nothing", rung_again=found)
 
 
-def _ring_due(database: Database, broker: Broker, policy: Policy, known: frozenset[str]) -> int:
+def _ring_due(database: Database, broker: Doorbell, policy: Policy, known: frozenset[str]) -> int:
     with database.statement() as connection:
         queues = watch.due_queues(connection, known, _BATCH * _MOST_BATCHES)
     # Also those that nobody listens to: they are as long as they are, and must not get longer each time.
@@ -116,6 +132,4 @@ def _ring_due(database: Database, broker: Broker, policy: Policy, known: frozens
 
 
 def _bell(row: Due) -> Bell:
-    return Bell(
-        workflow_id=row.workflow_id, seq=row.seq, queue=row.queue, label=row.label, priority=row.priority
-    )
+    return Bell(workflow_id=row.workflow_id, seq=row.seq, queue=row.queue, label=row.label, priority=row.priority)

@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -26,6 +24,7 @@ from ..core.errors import DatabaseUnavailable
 from ..persistence import watch
 from ..persistence.database import Database
 from ..persistence.watch import Worker
+from ..tasks.place import host
 
 log = get_logger(__name__)
 
@@ -123,15 +122,6 @@ class Pulse:
             act()  # type: ignore[operator]
         except DatabaseUnavailable as error:
             log.warning("no heartbeat", reason=error.reason)
-
-
-def host() -> str:
-    """Return what identifies the space in which a pid means one process: host, boot, pid namespace."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    namespace = Path("/proc/self/ns/pid")
-    booted = boot.read_text().strip() if boot.exists() else str(int(psutil.boot_time()))
-    space = str(namespace.readlink()) if namespace.is_symlink() else ""
-    return "/".join(filter(None, (socket.gethostname(), booted, space)))
 
 
 def main() -> None:
