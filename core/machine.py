@@ -230,8 +230,12 @@ def _rules_of(edge: Edge) -> dict[str, Json]:
         "give_up": edge.give_up,
     }
     without: dict[str, Json] = {
-        **{"deadline": False, "buffer": True, "guard": False},
-        **{"approvals": 1, "four_eyes": False, "give_up": None},
+        "deadline": False,
+        "buffer": True,
+        "guard": False,
+        "approvals": 1,
+        "four_eyes": False,
+        "give_up": None,
     }
     return {name: value for name, value in rules.items() if value != without[name]}
 

@@ -82,8 +82,8 @@ class Start(Generic[W]):
         if begins_at is not None and begins_at <= now:
             begins_at = None  # a moment that has come is no reason to wait
         if deadline is not None and deadline <= (begins_at or now):
-            when = "it begins" if begins_at else "now"
-            raise _invalid("/deadline", f"{timestamp(deadline)} is not after {timestamp(begins_at or now)}, when {when}")
+            problem = f"{timestamp(deadline)} is not after {timestamp(begins_at or now)}, when it begins"
+            raise _invalid("/deadline", problem)
         return Conditions(
             begins_at=begins_at,
             priority=self.priority,

@@ -78,7 +78,9 @@ def _since(connection: Connection, position: Position) -> list[tuple[Any, Mappin
         found.append((row, told))
         prev = bytes(row.hash).hex()
     if prev != position.head.hex():
-        raise HistoryBroken(position.workflow_id, position.seq, "the chain does not lead to it; `aegis verify` tells more")
+        raise HistoryBroken(
+            position.workflow_id, position.seq, "the chain does not lead to it; `aegis verify` tells more"
+        )
     return found
 
 

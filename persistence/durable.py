@@ -23,11 +23,11 @@ from ..core.workflow import Workflow, registry
 from . import effects, history, inbox, operations, removal, resolution, starting, transfer
 from .auditor import Auditor, Sources
 from .database import Database, in_one_transaction
+from .guest import Guest, guest_of, savepoint
 from .inbox import Message
 from .models import STATUSES
 from .operations import Terms
 from .records import Checkpoint, Effect, WorkflowSummary, WorkflowTransition
-from .starting import Started
 from .transfer import Scrutiny
 from .walk import Piece, Place, walk
 
@@ -45,8 +45,8 @@ _AT_ONCE: Final = 1000
 class Handle(Generic[W]):
     """One started workflow.
 
-    ``rung`` is False if the broker was away: then the sweep rings it. ``new`` is False if it was
-    there before.
+    ``rung`` is False if the broker was away, or the caller has yet to commit: then the sweep rings it.
+    ``new`` is False if it was there before.
     """
 
     engine: DurableWorkflowEngine
@@ -54,9 +54,21 @@ class Handle(Generic[W]):
     rung: bool = True
     new: bool = False
 
-    def send(self, event: str, payload: object = None, *, key: str | None = None, reason: str = "") -> bool:
+    def send(
+        self,
+        event: str,
+        payload: object = None,
+        *,
+        key: str | None = None,
+        reason: str = "",
+        session: object = None,
+    ) -> bool:
         """Send it an event; see ``DurableWorkflowEngine.send``."""
-        return self.engine.send(self.id, event, payload, key=key, reason=reason)
+        return self.engine.send(self.id, event, payload, key=key, reason=reason, session=session)
+
+    def ring(self) -> bool:
+        """Ring for it, after a commit that nobody told AEGIS of; see ``DurableWorkflowEngine.ring``."""
+        return self.engine.ring(self.id)
 
     def get(self) -> Workflow:
         """Return its data as it is now."""
@@ -112,6 +124,7 @@ class DurableWorkflowEngine:
         deadline: Moment | None = None,
         singleton: str | None = None,
         attach: bool = False,
+        session: object = None,
     ) -> Handle[W]:
         """Accept a workflow; the same id with the same input gives the same handle.
 
@@ -124,11 +137,15 @@ class DurableWorkflowEngine:
         transition with ``deadline=True`` runs, or it fails. ``singleton`` is a key that one workflow of
         its type can have until it has ended; with ``attach`` a second start gives the first's handle.
 
+        With ``session``, a session or connection of the caller's, the workflow is started if, and only
+        if, the caller's transaction commits. It is rung after that: ``rung`` is False until then.
+
         Raises:
             InvalidName, InvalidData, NotCanonical: nothing was written.
             StartConflict: the id was taken with other input; likewise.
             SingletonConflict: another workflow has the key; likewise.
             WorkflowPurged: the id was taken once; likewise.
+            ForeignSession: AEGIS cannot be part of that session; likewise.
             DatabaseUnavailable: it may or may not have been accepted; the same id may be used again.
 
         """
@@ -143,30 +160,33 @@ class DurableWorkflowEngine:
             singleton=singleton,
             attach=attach,
         )
-        return self.start_many([start])[0]
+        return self.start_many([start], session=session)[0]
 
-    def start_many(self, items: Iterable[W | Start[W]]) -> list_of[Handle[W]]:
+    def start_many(self, items: Iterable[W | Start[W]], *, session: object = None) -> list_of[Handle[W]]:
         """Accept many workflows: all of them, or none; return their handles, in the same order.
 
         Each is a workflow, or a ``Start``: a workflow with its id and conditions, as ``start`` takes
-        them. A few statements write all of them, and they are rung in one go.
+        them. A few statements write all of them, and they are rung in one go. ``session`` is as in
+        ``start``.
 
         Raises:
             InvalidName, InvalidData, NotCanonical: nothing was written.
             StartConflict, SingletonConflict, WorkflowPurged: one could not be accepted; likewise.
+            ForeignSession: AEGIS cannot be part of that session; likewise.
             DatabaseUnavailable: they may or may not have been accepted; the same ids may be used again.
 
         """
         starts = [item if isinstance(item, Start) else Start(item) for item in items]
         named = [(str(uuid.uuid4()) if start.id is None else start.id, start) for start in starts]
-        started = self._write(lambda session: starting.start_all(session, named, self._terms))
-        return self._handles(started)
-
-    def _handles(self, started: Iterable[Started]) -> list_of[Handle[W]]:
-        known = list(started)
-        bells = [one.bell for one in known if one.bell is not None]
-        rung = not bells or self._ring(bells)
-        return [Handle(self, one.id, rung or one.bell is None, one.new) for one in known]
+        if session is None:
+            started = self._write(lambda own: starting.start_all(own, named, self._terms))
+            rung = self._rung(*(one.bell for one in started))
+        else:
+            guest = guest_of(session, self.database)
+            with savepoint(guest, self.database) as inner:
+                started = starting.start_all(inner, named, self._terms, rung=guest.hears)
+            rung = self._ring_later(guest, [one.bell for one in started])
+        return [Handle(self, one.id, rung or one.bell is None, one.new) for one in started]
 
     def send(
         self,
@@ -176,14 +196,16 @@ class DurableWorkflowEngine:
         *,
         key: str | None = None,
         reason: str = "",
+        session: object = None,
     ) -> bool:
         """Accept an event; it is kept until a state takes it. The same ``key`` is received once.
 
-        The history keeps who sent it, and the ``reason``. Returns whether the broker was reached, where there was something to ring; if it was
-        not, the sweep rings.
+        The history keeps who sent it, and the ``reason``. With ``session`` it is received if, and only
+        if, the caller's transaction commits: see ``start``. Returns whether the broker was reached, where
+        there was something to ring; if it was not, or not yet, the sweep rings.
 
         Raises:
-            WorkflowNotFound, WrongStatus, EventConflict: nothing was written.
+            WorkflowNotFound, WrongStatus, EventConflict, ForeignSession: nothing was written.
             UnknownWorkflowType, UnknownEvent, InvalidData, NotCanonical, InvalidName: nothing was written.
             EventRefused: it is not kept, and the state does not accept it; nothing was written.
             AlreadyApproved, FourEyes: somebody else has to send it; nothing was written.
@@ -198,7 +220,24 @@ class DurableWorkflowEngine:
             sender=self._terms.actor,
             reason=reason,
         )
-        return self._rung(self._write(lambda session: inbox.send(session, message, self._terms)))
+        if session is None:
+            return self._rung(self._write(lambda own: inbox.send(own, message, self._terms)))
+        guest = guest_of(session, self.database)
+        with savepoint(guest, self.database) as inner:
+            bell = inbox.send(inner, message, self._terms)
+        return self._ring_later(guest, [bell])
+
+    def ring(self, *ids: str) -> bool:
+        """Ring workflows that were started, or sent an event, in a transaction that has committed since.
+
+        Only where nobody does it anyway: for a bare connection of psycopg or psycopg2. The sweep would,
+        within ``AEGIS_RING_GRACE``. Returns whether the broker was reached, where there was something to ring.
+
+        Raises:
+            InvalidName: one of them is no id; nothing was rung.
+
+        """
+        return self._rung(*self._write(lambda session: operations.ring(session, ids, self._terms)))
 
     def pause(self, id: str, *, reason: str = "") -> None:  # noqa: A002
         """Let nothing more begin; a handler that runs now may finish."""
@@ -513,7 +552,15 @@ class DurableWorkflowEngine:
     def _write(self, verb: Callable[[Session], T]) -> T:
         return in_one_transaction(self.database, verb)
 
-    def _rung(self, bell: Bell | None) -> bool:
+    def _rung(self, *bells: Bell | None) -> bool:
         # After the commit, never before: a worker that answered a bell for a row it cannot see yet
         # would throw the bell away.
-        return bell is None or self._ring([bell])
+        given = [bell for bell in bells if bell is not None]
+        return not given or self._ring(given)
+
+    def _ring_later(self, guest: Guest, bells: Iterable[Bell | None]) -> bool:
+        """Ring once the caller has committed; return whether there is nothing to ring."""
+        given = [bell for bell in bells if bell is not None]
+        if given:
+            guest.after_commit(lambda: self._ring(given))
+        return not given

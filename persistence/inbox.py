@@ -76,9 +76,7 @@ def send(session: Session, message: Message, terms: Terms) -> Bell | None:
     label = label_of(position.type, None if edge is None else edge.name)
     if not wakes:
         return None
-    return Bell(
-        workflow_id=message.workflow_id, seq=position.seq, queue=queue, label=label, priority=position.priority
-    )
+    return Bell(workflow_id=message.workflow_id, seq=position.seq, queue=queue, label=label, priority=position.priority)
 
 
 def judge(session: Session, message: Message, max_bytes: int) -> None:
@@ -102,9 +100,7 @@ def _definition(position: Position) -> Definition:
     return registry.get(position.type).definition
 
 
-def _acceptable(
-    session: Session, message: Message, position: Position, status: str, max_bytes: int
-) -> bytes | None:
+def _acceptable(session: Session, message: Message, position: Position, status: str, max_bytes: int) -> bytes | None:
     """Return an event's payload as it is stored; None if the event was received before."""
     _, data = read_payload(registry.get(position.type), message.event, message.payload)
     body = canonical(data, max_bytes=max_bytes)

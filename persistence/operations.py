@@ -6,7 +6,7 @@ Written once against a synchronous ``Session``: an async engine reaches them thr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -29,6 +29,8 @@ from .repository import commit, newest_snapshot, progress_of, read_position
 from .statements import POSITION
 
 _OPEN: Final = ("pending", "waiting")
+# What a bell is made of.
+_RUNG: Final = tuple(WorkflowRow.__table__.c[name] for name in ("id", "seq", "type", "queue", "following", "priority"))
 _MOST_REASON: Final = 2_000
 _ANY_SIZE: Final = 2**30
 _NOTHING_MORE: Final[Mapping[str, Json]] = {}
@@ -258,19 +260,27 @@ def ring_pending(session: Session, type_name: str, terms: Terms, *, after: str, 
         update(WorkflowRow)
         .where(WorkflowRow.id.in_(some))
         .values(status="pending", ready_at=sql.least(WorkflowRow.ready_at, now), due_at=now + terms.grace, rings=1)
-        .returning(WorkflowRow.id, WorkflowRow.seq, WorkflowRow.queue, WorkflowRow.following, WorkflowRow.priority)
+        .returning(*_RUNG)
     )
-    bells = [
-        Bell(
-            workflow_id=row.id,
-            seq=row.seq,
-            queue=row.queue,
-            label=label_of(type_name, row.following),
-            priority=row.priority,
-        )
-        for row in rows
-    ]
-    return sorted(bells, key=lambda bell: bell.workflow_id)
+    return sorted(map(_bell_of, rows), key=lambda bell: bell.workflow_id)
+
+
+def ring(session: Session, workflow_ids: Sequence[str], terms: Terms) -> list[Bell]:
+    """Return bells for those of the workflows that could run now and that nobody has in hand.
+
+    Raises:
+        InvalidName: one of them is no id.
+
+    """
+    ids = [check_name("workflow id", workflow_id) for workflow_id in workflow_ids]
+    now = sql.now()
+    rows = session.execute(
+        update(WorkflowRow)
+        .where(WorkflowRow.id.in_(ids), WorkflowRow.owner.is_(None), WorkflowRow.ready_at <= now)
+        .values(due_at=now + terms.grace, rings=1)
+        .returning(*_RUNG)
+    )
+    return [_bell_of(row) for row in rows]
 
 
 # --- shared -------------------------------------------------------------------------------
@@ -329,6 +339,11 @@ def _need(position: Position, status: str, operation: str, allowed: tuple[str, .
 def label_of(type_name: str, following: str | None) -> str:
     """Return what a bell is called in logs."""
     return f"{type_name}.{following}" if following else type_name
+
+
+def _bell_of(row: Any) -> Bell:
+    label = label_of(row.type, row.following)
+    return Bell(workflow_id=row.id, seq=row.seq, queue=row.queue, label=label, priority=row.priority)
 
 
 def _bell(position: Position, seq: int) -> Bell:

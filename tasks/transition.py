@@ -16,7 +16,6 @@ import psutil
 from ..config.logging import get_logger
 from ..core.bell import Bell
 from ..core.errors import ClaimLost, DatabaseUnavailable
-from ..core.machine import Edge
 from ..persistence import moves, repository
 from ..persistence.database import Connection
 from ..persistence.records import Claim, Following, Move, Moved, Position
@@ -140,10 +139,8 @@ def settle(bench: Bench, claim: Claim, result: Result) -> Ended:
             return _held(bench, position, Ended.LEFT, lambda c: repository.leave(c, position, error, delay))
         case Park(following=following):
             return _park(bench, claim, following)
-        case Elsewhere(queue=queue, transition=name):
-            return _send_elsewhere(bench, position, queue, name)
-        case Turn(edge=edge):
-            return _turn(bench, position, edge)
+        case Elsewhere() | Turn():
+            return _send_on(bench, position, result)
 
 
 def commit(bench: Bench, move: Move) -> Moved:
@@ -201,16 +198,15 @@ def _park(bench: Bench, claim: Claim, following: Following) -> Ended:
         return Ended.LEFT
 
 
-def _send_elsewhere(bench: Bench, position: Position, queue: str | None, name: str) -> Ended:
-    ended = _held(bench, position, Ended.LEFT, lambda c: repository.send_elsewhere(c, position, queue, bench.grace))
+def _send_on(bench: Bench, position: Position, result: Elsewhere | Turn) -> Ended:
+    """Have something run that is not what was rung for, or not here."""
+    if isinstance(result, Turn):
+        queue, name = position.queue_of(result.edge), result.edge.name
+        ended = _held(bench, position, Ended.LEFT, lambda c: repository.turn(c, position, result.edge, bench.grace))
+    else:
+        queue, name = result.queue, result.transition
+        ended = _held(bench, position, Ended.LEFT, lambda c: repository.send_elsewhere(c, position, queue, bench.grace))
     bench.ring([_bell(position, queue, name)])
-    return ended
-
-
-def _turn(bench: Bench, position: Position, edge: Edge) -> Ended:
-    """Have the deadline's transition run, on its own queue and with all its attempts."""
-    ended = _held(bench, position, Ended.LEFT, lambda c: repository.turn(c, position, edge, bench.grace))
-    bench.ring([_bell(position, position.queue_of(edge), edge.name)])
     return ended
 
 
