@@ -45,6 +45,11 @@ ANCHOR_FORMAT = "aegis-anchor/v1"
 LARGEST_INTEGER = 2**53 - 1
 DEEPEST = 64
 INFORMATIVE = {"UNANCHORED", "PAYLOAD_ERASED", "CHECKPOINT_PRUNED"}
+# The engine's own events: they leave the state as it is.
+ENGINE_EVENTS = {
+    *("created", "paused", "resumed", "failed", "quarantined", "retried", "cancelled"),
+    *("approved", "disregarded", "upgraded", "imported", "erased", "pruned", "purged"),
+}
 # What the row's status has to be after an event of the engine; other events leave an open one.
 STATUS_AFTER = {
     "paused": "paused",
@@ -632,6 +637,52 @@ class File:
         self.findings.append(Finding(_seq_of(which), code, expected, actual))
 
 
+# --- approvals -------------------------------------------------------------------------------------
+
+
+class Tally:
+    """Who approved and who moved the workflow on, counted along the chain; it names where a rule was broken."""
+
+    def __init__(self) -> None:
+        self.steered_by: str | None = None
+        self.senders: dict[str, set[str]] = {}
+        """Who approved since the state was entered, by the transition's name."""
+        self.lost = True
+
+    def lose(self) -> None:
+        """Note that something cannot be read: nothing is said of what depends on it."""
+        self.steered_by, self.senders, self.lost = None, {}, True
+
+    def count(self, envelope: Members, said: Members) -> Iterator[tuple[str, str]]:
+        """Count a transition; yield what was to be expected, and what is there."""
+        event, sender, stays = envelope["event"], str(said.get("sender")), envelope["from"] == envelope["to"]
+        if event == "created":
+            self.steered_by, self.lost = envelope["actor"], False
+            return
+        if event in {"approved", "disregarded"} and not stays:
+            yield "a state that stays", f"{event} from {envelope['from']} to {envelope['to']}"
+        if event in ENGINE_EVENTS - {"approved"}:
+            self.senders = self.senders if stays else {}
+            return
+        if said.get("four_eyes") is True and sender == self.steered_by:
+            yield "a sender who did not move it on before", sender
+        approves = event == "approved"
+        counted = self.senders.setdefault(str(said.get("transition")) if approves else event, set())
+        ruled = not self.lost and (approves or type(said.get("approvals")) is int)
+        if ruled and sender in counted:
+            yield "an approval by another sender", f"one more by {sender}"
+        twice = sender in counted
+        counted.add(sender)
+        if approves:
+            if ruled and said.get("approvals") != len(counted):
+                yield f"approvals {len(counted)}", f"approvals {said.get('approvals')}"
+            return
+        if ruled and not twice and len(counted) < said["approvals"]:
+            yield f"{said['approvals']} approvals", f"{len(counted)} by {', '.join(sorted(counted))}"
+        self.steered_by = sender if "sender" in said else self.steered_by
+        self.senders, self.lost = {}, False
+
+
 # --- the history -----------------------------------------------------------------------------------
 
 
@@ -681,13 +732,18 @@ class Verification:
     def _chain(self) -> None:
         self._listed: dict[int, list[str]] = {}
         self._erased, self._status = -1, ""
+        self._tally = Tally()
         missing: list[tuple[int, str]] = []
         for seq in sorted(self.transitions):
             envelope = self._envelope(seq)
+            if envelope is None or (seq and seq - 1 not in self.transitions):
+                self._tally.lose()
             if envelope is None:
                 continue
             self._link(seq, envelope)
+            before = len(self.findings) + len(missing)
             said = self._payload(seq, envelope, missing)
+            self._rules(seq, envelope, said, intact=len(self.findings) + len(missing) == before)
             self._own_checkpoint(seq, envelope, missing)
             self._event(seq, envelope, said)
         self._pruned = -1 if self.head["pruned_through"] is None else self.head["pruned_through"]
@@ -747,6 +803,14 @@ class Verification:
             self._found(seq, "NON_CANONICAL", "a payload in canonical form", problem)
             return {}
         return said if isinstance(said, dict) else {}
+
+    def _rules(self, seq: int, envelope: Members, said: Members, *, intact: bool) -> None:
+        """Check what the history says of its own rules; of what is not what was committed, nothing is concluded."""
+        if not intact:
+            self._tally.lose()
+            return
+        for expected, actual in self._tally.count(envelope, said):
+            self._found(seq, "RULE_BROKEN", expected, actual)
 
     def _own_checkpoint(self, seq: int, envelope: Members, missing: list[tuple[int, str]]) -> None:
         own = self.transitions[seq]

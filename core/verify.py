@@ -31,6 +31,7 @@ from .chain import (
     transition_hash,
 )
 from .finding import Code, Finding
+from .tally import Tally
 
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _OPEN_STATUSES: Final = frozenset({"pending", "waiting", "completed"})
@@ -145,6 +146,7 @@ class Audit:
         self._mac_from = evidence.mac_required_from
         self._unsealed: list[int] = []
         self._unanchored: list[tuple[int, int | None, str]] = []
+        self._tally = Tally()
 
     # --- one transition -----------------------------------------------------------------
 
@@ -153,6 +155,7 @@ class Audit:
         if row.seq > self._expected_seq:
             self._found(self._expected_seq, Code.SEQ_GAP, f"seq {self._expected_seq}", f"seq {row.seq}")
             self._unread.append(range(self._expected_seq, row.seq))
+            self._tally.lose()
         elif row.seq < self._expected_seq:
             self._found(row.seq, Code.SEQ_DUPLICATE, f"seq {self._expected_seq}", f"seq {row.seq} again")
         if not self._fits(row, checkpoint):
@@ -180,6 +183,8 @@ class Audit:
         if row.payload is not None and row.payload_salt is not None:
             if len(row.payload_salt) != SALT_BYTES or b'"progress":' in row.payload:
                 return False
+            if not Tally.is_plain(row.payload):
+                return False
             payload = f'"{payload_commitment(row.payload_salt, row.payload).hex()}"'
         committed = checkpoint_commitment(checkpoint.salt, checkpoint.body)
         expected = (
@@ -197,21 +202,33 @@ class Audit:
         ):
             return False
         last.state, self._status = row.to_state, None
+        self._tally.skip(row.payload)
         return True
 
     def _take_apart(self, row: StoredTransition, checkpoint: StoredCheckpoint | None) -> None:
         envelope = self._envelope(row)
         if envelope is None:
             self._unread.append(range(row.seq, row.seq + 1))
+            self._tally.lose()
             return
         if row.seq == self._expected_seq:  # across a gap the link cannot be judged: the gap itself is named
             self._link(row, envelope)
         payload = load(row.payload) if row.payload is not None and is_canonical(row.payload) else None
+        before = len(self.findings)
         self._payload(row, envelope)
+        self._rules(row, envelope, payload, intact=len(self.findings) == before)
         self._checkpoint(row.seq, envelope, checkpoint)
         self._progress[row.seq - 1] = _progress_in(payload)
         self._engine_event(row, envelope, payload)
         self._last = _Last.of(envelope)
+
+    def _rules(self, row: StoredTransition, envelope: Mapping[str, Json], payload: Json, *, intact: bool) -> None:
+        """Check what the history says of its own rules; of what is not what was committed, nothing is concluded."""
+        if not intact or (row.payload is None and envelope.get("payload") is not None):
+            self._tally.lose()
+            return
+        for expected, actual in self._tally.count(envelope, payload if isinstance(payload, dict) else {}):
+            self._found(row.seq, Code.RULE_BROKEN, expected, actual)
 
     def _engine_event(self, row: StoredTransition, envelope: Mapping[str, Json], payload: Json) -> None:
         """Take note of what the engine's own events say of the status, and of the history before them."""
