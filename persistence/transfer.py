@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from ..core.anchor import Anchor
 from ..core.bundle import Bundle, BundledCheckpoint, BundledTransition, BundleHead, verify
+from ..core.approval import APPROVED, DISREGARDED
 from ..core.canonical import Json, canonical, load
 from ..core.chain import ENGINE_EVENTS, checkpoint_commitment, genesis, timestamp
 from ..core.errors import BundleRefused, EffectsOpen, HistoryBroken, LogBroken, WorkflowPurged
@@ -348,6 +349,13 @@ class _Incoming:
         return own[-1] if own else 0
 
     @property
+    def steered_by(self) -> str:
+        """Who moved it on from outside: who sent the event that was last taken, or who started it."""
+        own = [one for one in self.bundle.transitions if one.members["event"] not in ENGINE_EVENTS]
+        senders = [one.said["sender"] for one in own if isinstance(one.said.get("sender"), str)]
+        return str(senders[-1] if senders else self.bundle.transitions[0].members["actor"])
+
+    @property
     def following(self) -> Following:
         """What the state waits for, by the class that is loaded here."""
         entered_at = self.moments[self.entered_seq]
@@ -411,6 +419,7 @@ def _take_id(session: Session, incoming: _Incoming) -> None:
             following=following.name,
             accepts=list(following.accepts),
             queue=following.queue,
+            steered_by=incoming.steered_by,
             moved_at=moments[-1],
             entered_at=moments[incoming.entered_seq],
             entered_seq=incoming.entered_seq,
@@ -504,7 +513,9 @@ def _event_rows(incoming: _Incoming) -> Iterator[dict[str, Any]]:
     """Yield the events that were taken: sent once more under their keys, they must not be taken again."""
     names = {edge.name: edge.on for edge in incoming.definition.edges if edge.on is not None}
     for one in incoming.bundle.transitions:
-        name, said = names.get(str(one.members["event"])), one.said
+        event, said = str(one.members["event"]), one.said
+        # What counted, or not, towards a transition names it.
+        name = names.get(str(said.get("transition")) if event in {APPROVED, DISREGARDED} else event)
         match said.get("key"), said.get("sender"):
             case str(key), str(sender) if name is not None and "data" in said:
                 yield {
@@ -512,6 +523,7 @@ def _event_rows(incoming: _Incoming) -> Iterator[dict[str, Any]]:
                     "name": name,
                     "key": key,
                     "sender": sender,
+                    "reason": said.get("reason"),
                     "payload": canonical(said["data"], max_bytes=_ANY_SIZE),
                     "received_at": incoming.moments[one.seq],
                     "consumed_seq": one.seq,

@@ -15,6 +15,7 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from event_workflows import Budget
 from private_servers import DEPLOYMENT, TEMPLATE, PrivatePostgres
 from store_workbench import (
     GRACE,
@@ -22,6 +23,7 @@ from store_workbench import (
     RecordingRing,
     everything,
     make_bench,
+    make_engine,
     meanwhile,
     row,
     run_where_it_is_sent,
@@ -37,7 +39,9 @@ from aegis.core.canonical import canonical
 from aegis.core.chain import MacKey, transition_hash
 from aegis.core.errors import (
     AegisError,
+    AlreadyApproved,
     BundleRefused,
+    FourEyes,
     HistoryBroken,
     InvalidData,
     InvalidName,
@@ -205,6 +209,32 @@ def test_a_workflow_goes_on_in_another_deployment_where_it_was(
     assert away.verified() == []
     away.anchor()
     assert away.verified() == []
+
+
+def test_approvals_go_on_in_another_deployment(home: Place, away: Place) -> None:
+    home.engine.start(Budget(), id=ID)
+    home.engine.send(ID, "submit", 500, key="s")
+    assert home.run(0) is Ended.COMMITTED
+    eve = make_engine(home.database, RecordingRing(), actor="user:eve")
+    eve.send(ID, "approve", "fine", key="k", reason="as planned")
+    assert home.run(1) is Ended.COMMITTED
+    home.anchor()
+    bundle = home.engine.export_bundle(ID)
+    assert told(bundle, HOME_KEY) == ([], [])
+    away.engine.import_bundle(bundle)
+    away.engine.resume(ID)
+    assert row(away.database, ID).steered_by == "user:ada"
+    assert value(away.database, "SELECT reason FROM aegis_event WHERE name = 'approve'") == "as planned"
+    with pytest.raises(FourEyes):
+        away.engine.send(ID, "approve", None)
+    with pytest.raises(AlreadyApproved):
+        make_engine(away.database, RecordingRing(), actor="user:eve").send(ID, "approve", None)
+    make_engine(away.database, RecordingRing(), actor="user:max").send(ID, "approve", None)
+    assert away.run(4) is Ended.COMMITTED
+    assert away.engine.get(ID).approved_by == ["user:eve", "user:max"]  # type: ignore[attr-defined]
+    assert away.verified() == []
+    away.anchor()
+    assert told(away.engine.export_bundle(ID), AWAY_KEY) == ([], [])
 
 
 def test_what_was_imported_is_exported_again_and_verifies_everywhere(
