@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import re
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegis.core.retry import Retry
+from aegis.core.errors import InvalidData
+from aegis.core.retry import Retry, RetryAfter
 
 STEADY: Final = Retry(max_attempts=1_000_000, jitter=0)
 
@@ -144,3 +146,97 @@ def test_fields_are_given_by_name_and_stay() -> None:
         Retry(3)  # type: ignore[misc]
     with pytest.raises(AttributeError):
         Retry().delay = 3  # type: ignore[misc]
+
+
+# --- by the kind of error ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "again"),
+    [
+        (Retry(), ValueError(), True),
+        (Retry(), SystemExit(), True),
+        (Retry(on=(OSError,)), OSError(), True),
+        (Retry(on=(OSError,)), FileNotFoundError(), True),
+        (Retry(on=(OSError,)), ValueError(), False),
+        (Retry(never=(OSError,)), ValueError(), True),
+        (Retry(never=(OSError,)), FileNotFoundError(), False),
+        (Retry(on=(OSError,), never=(FileNotFoundError,)), FileNotFoundError(), False),
+        (Retry(on=(OSError,), never=(FileNotFoundError,)), PermissionError(), True),
+        (Retry(on=(FileNotFoundError,), never=(OSError,)), FileNotFoundError(), False),
+        (Retry(on=(OSError, KeyError)), KeyError(), True),
+    ],
+)
+def test_whether_there_is_another_attempt_depends_on_the_error(
+    policy: Retry, error: BaseException, *, again: bool
+) -> None:
+    assert policy.may_follow(error) is again
+    assert (policy.next_delay(1, key="w:1", error=error) is not None) is again
+    assert policy.next_delay(policy.max_attempts, key="w:1", error=error) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"on": OSError},
+            r"Retry\(on=<class 'OSError'>\) is no tuple of exceptions: write on=\(OSError, TimeoutError\)",
+        ),
+        ({"on": (int,)}, r"on=\(<class 'int'>,\)\) is no tuple of exceptions"),
+        ({"on": (OSError(),)}, "is no tuple of exceptions"),
+        ({"on": [OSError]}, "is no tuple of exceptions"),
+        ({"never": "OSError"}, "never='OSError'.* is no tuple of exceptions: write never="),
+        ({"never": None}, "is no tuple of exceptions"),
+        ({"on": ()}, "never tries again: leave out on"),
+        ({"on": (OSError,), "never": (OSError, ValueError)}, "never tries again: leave out on, or make them differ"),
+    ],
+)
+def test_kinds_of_errors_that_make_no_sense_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Retry(**fields)
+
+
+# --- when the other side says when ----------------------------------------------------------------
+
+NOW: Final = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("delay", "wait"),
+    [
+        (0, timedelta(0)),
+        (1.5, timedelta(seconds=1.5)),
+        (timedelta(hours=1), timedelta(hours=1)),
+        (NOW + timedelta(hours=1), timedelta(hours=1)),
+        (NOW - timedelta(hours=1), timedelta(0)),
+        (NOW.astimezone(timezone(timedelta(hours=5))) + timedelta(hours=1), timedelta(hours=1)),
+        (NOW + timedelta(days=9999), timedelta(days=366)),
+    ],
+)
+def test_how_long_to_wait_for_a_time(delay: Any, wait: timedelta) -> None:
+    assert RetryAfter(delay).wait(NOW) == wait
+
+
+@pytest.mark.parametrize(
+    ("delay", "problem"),
+    [
+        (-0.001, "-0.001 is not from 0 to 3.16224e+07 seconds, which is a year"),
+        (timedelta(seconds=-1), "is not from 0 to"),
+        (timedelta(days=367), "is not from 0 to"),
+        (float("inf"), "inf is not from 0 to"),
+        (float("nan"), "nan is not from 0 to"),
+        ("30", "'30' is no time: give seconds, a timedelta, or a datetime with a zone"),
+        (None, "None is no time"),
+        (True, "True is no time"),
+        (NOW.replace(tzinfo=None), "2026-11-22T10:00:00 has no time zone"),
+    ],
+)
+def test_what_is_no_time_to_wait_for(delay: Any, problem: str) -> None:
+    with pytest.raises(InvalidData, match=re.escape(problem)):
+        RetryAfter(delay)
+
+
+def test_it_counts_by_default_and_says_when() -> None:
+    assert (RetryAfter(1).counts, RetryAfter(1, counts=False).counts) == (True, False)
+    assert str(RetryAfter(90)) == "to be tried again after 0:01:30"
+    assert str(RetryAfter(NOW)) == "to be tried again at 2026-11-22T10:00:00+00:00"
