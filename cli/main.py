@@ -41,6 +41,7 @@ _COMMANDS: Final = {
     "purge": "removing",
     "health": "health",
     "metrics": "metrics",
+    "cluster": "cluster",
     "keys": "keys",
     "db": "db",
 }

@@ -97,7 +97,7 @@ def bring_up(
         supervisor.start(service)
     database = Database(configured.database, pool_size=1)
     upgrade(database, deployment=configured.deployment)
-    _have_a_key(configured, database)
+    have_a_key(configured, database)
     logs = configured.places.logs
     for number in range(1, workers + 1):
         supervisor.start(stack.worker(configured, logs, number, concurrency, watched=flower))
@@ -111,7 +111,7 @@ def bring_up(
     return monitor
 
 
-def _have_a_key(configured: Settings, database: Database) -> None:
+def have_a_key(configured: Settings, database: Database) -> None:
     """See to it that anchors can be signed: a key of one's own is made with the first start."""
     if configured.anchor_places and signing_key(configured.key_folder) is None:
         with database.statement() as connection:

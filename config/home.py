@@ -55,6 +55,11 @@ class Home:
         return self.root / "logs"
 
     @property
+    def cluster(self) -> Path:
+        """The cluster of `aegis cluster up`: its nodes, and what they were told."""
+        return self.root / "cluster"
+
+    @property
     def lock(self) -> Path:
         """Held by the `aegis up` that runs here."""
         return self.root / "up.lock"

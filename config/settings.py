@@ -93,6 +93,7 @@ class Settings(BaseModel):
         str, Field(description="folder with initdb and postgres, instead of the installed wheel's")
     ] = ""
     valkey_bin: Annotated[str, Field(description="valkey-server or redis-server, instead of the wheel's")] = ""
+    etcd_bin: Annotated[str, Field(description="the etcd of `aegis cluster up`, instead of one that is found")] = ""
 
     @field_validator("workflows", "anchors", mode="before")
     @classmethod

@@ -43,10 +43,7 @@ class Postgres:
         """
         home = settings.places
         home.make(home.logs)
-        programs = _programs(settings)
-        if os.geteuid() == 0:
-            programs = _for_nobody(home, programs)
-        server = cls(home, programs)
+        server = cls(home, server_programs(settings))
         server._make_folders()
         if not (home.postgres / "PG_VERSION").exists():
             server._initialise()
@@ -67,7 +64,7 @@ class Postgres:
     @property
     def identity(self) -> dict[str, Any]:
         """What ``subprocess`` needs to run it as the right user."""
-        return {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+        return server_identity()
 
     def is_ready(self) -> bool:
         """Whether it accepts connections."""
@@ -107,6 +104,23 @@ class Postgres:
             cwd="/",
             **self.identity,
         )
+
+
+def server_programs(settings: Settings) -> Path:
+    """Return the folder with PostgreSQL's programs, as the user who runs it can run them.
+
+    Raises:
+        ServerUnavailable: there are none, or they do not work here.
+        ConfigurationError: the folder that is set has none, or the home cannot be used.
+
+    """
+    programs = _programs(settings)
+    return _for_nobody(settings.places, programs) if os.geteuid() == 0 else programs
+
+
+def server_identity() -> dict[str, Any]:
+    """Return what ``subprocess`` needs to run a server as the user who may: PostgreSQL refuses root."""
+    return {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
 def _programs(settings: Settings) -> Path:

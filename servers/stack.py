@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,34 +76,51 @@ def servers(settings: Settings) -> list[Service]:
     """
     if not settings.embedded:
         return []
-    postgres, valkey = Postgres.prepare(settings), Valkey.prepare(settings)
-    logs = settings.places.logs
-    return [
-        Service(
-            name="postgresql",
-            argv=lambda: postgres.argv,
-            log=logs / "postgresql.log",
-            stage=0,
-            stop=signal.SIGINT,  # PostgreSQL's fast shutdown
-            grace=30,
-            ready=postgres.is_ready,
-            identity={**postgres.identity, "cwd": "/"},
-        ),
-        Service(
-            name="valkey",
-            argv=lambda: valkey.argv,
-            log=logs / "valkey.log",
-            stage=0,
-            ready=valkey.is_ready,
-            identity={"cwd": "/"},
-        ),
-    ]
+    postgres = Postgres.prepare(settings)
+    database = Service(
+        name="postgresql",
+        argv=lambda: postgres.argv,
+        log=settings.places.logs / "postgresql.log",
+        stage=0,
+        stop=signal.SIGINT,  # PostgreSQL's fast shutdown
+        grace=30,
+        ready=postgres.is_ready,
+        identity={**postgres.identity, "cwd": "/"},
+    )
+    return [database, broker(settings)]
 
 
-def worker(settings: Settings, logs: Path, number: int, concurrency: int, *, watched: bool = False) -> Service:
+def broker(settings: Settings) -> Service:
+    """Return the private broker, prepared.
+
+    Raises:
+        ServerUnavailable, ConfigurationError: it cannot be had here.
+
+    """
+    valkey = Valkey.prepare(settings)
+    return Service(
+        name="valkey",
+        argv=lambda: valkey.argv,
+        log=settings.places.logs / "valkey.log",
+        stage=0,
+        ready=valkey.is_ready,
+        identity={"cwd": "/"},
+    )
+
+
+def worker(
+    settings: Settings,
+    logs: Path,
+    number: int,
+    concurrency: int,
+    *,
+    watched: bool = False,
+    told: Mapping[str, str] | None = None,
+) -> Service:
     """Return a worker; ``concurrency`` is how many handlers it runs at once.
 
-    ``watched`` by Flower, it sends events from its first task on, without being asked to.
+    ``watched`` by Flower, it sends events from its first task on, without being asked to. ``told`` are
+    variables that are not those of this process.
     """
     return Service(
         name=f"worker-{number}",
@@ -119,13 +136,15 @@ def worker(settings: Settings, logs: Path, number: int, concurrency: int, *, wat
         log=logs / f"worker-{number}.log",
         stage=2,
         grace=settings.stop_grace + _WORKER_ENDS_WITHIN,
-        environment=_QUIET,
+        environment={**_QUIET, **(told or {})},
     )
 
 
-def beat(logs: Path) -> Service:
-    """Return beat: the recovery sweep and the periodic checkpoint."""
-    return Service(name="beat", argv=lambda: _celery("beat"), log=logs / "beat.log", stage=2)
+def beat(logs: Path, *, told: Mapping[str, str] | None = None) -> Service:
+    """Return beat: the recovery sweep and the periodic checkpoint; ``told`` as for a worker."""
+    return Service(
+        name="beat", argv=lambda: _celery("beat"), log=logs / "beat.log", stage=2, environment=dict(told or {})
+    )
 
 
 def flower(logs: Path) -> tuple[Service, Flower]:

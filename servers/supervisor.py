@@ -29,7 +29,11 @@ _LOOK_EVERY: Final = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """Something to be run. ``argv`` is made anew at each start; ``stage`` says who is stopped first."""
+    """Something to be run. ``argv`` is made anew at each start; ``stage`` says who is stopped first.
+
+    ``leaves`` is the pid file of a server that it starts outside of its own group, as Patroni does: that
+    outlives it, and is ended with it here.
+    """
 
     name: str
     argv: Callable[[], Sequence[str]]
@@ -41,6 +45,7 @@ class Service:
     ready_within: float = 60.0
     environment: Mapping[str, str] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
+    leaves: Path | None = None
 
 
 @dataclass
@@ -53,6 +58,7 @@ class Running:
     starts: int = 1
     failures: int = 0
     killed: bool = False
+    down: bool = False
     restart_at: float | None = None
 
 
@@ -107,12 +113,21 @@ class Supervisor:
         """Return the services in the order of their start."""
         return list(self._running)
 
-    def kill(self, name: str) -> int:
-        """End a service with SIGKILL, with all its children; it is restarted. Return the pid it had."""
+    def kill(self, name: str, *, stay_down: bool = False) -> int:
+        """End a service with SIGKILL, with all that it started. Return the pid it had.
+
+        It is started again, or left as it is until ``revive``.
+        """
         running = self._running[name]
-        running.killed = True
-        watchdog.send(running.process.pid, signal.SIGKILL)
+        with self._lock:
+            running.killed, running.down = True, stay_down
+            watchdog.send(running.process.pid, signal.SIGKILL)
+            _end_left(running.service)
         return running.process.pid
+
+    def revive(self, name: str) -> None:
+        """Let a service come up again that was to stay down."""
+        self._running[name].down = False
 
     def look(self) -> None:
         """Restart what has ended.
@@ -128,6 +143,8 @@ class Supervisor:
                 self._look_at(running)
 
     def _look_at(self, running: Running) -> None:
+        if running.down:
+            return
         now = time.monotonic()
         if running.restart_at is not None:
             if now >= running.restart_at:
@@ -180,6 +197,7 @@ class Supervisor:
                 if running.process.poll() is not None:
                     waiting.remove(running)
                     self._ended(running)
+                    _end_left(running.service)
             time.sleep(_LOOK_EVERY)
 
     # --- processes ----------------------------------------------------------------------
@@ -196,7 +214,7 @@ class Supervisor:
                 env={**os.environ, **service.environment},
                 **service.identity,
             )
-        self._say(f"+ {process.pid} {int(service.stop)} {service.grace} {service.stage}")
+        self._say(f"+ {process.pid} {int(service.stop)} {service.grace} {service.stage} {service.leaves or ''}")
         return process
 
     def _ended(self, running: Running) -> None:
@@ -208,6 +226,11 @@ class Supervisor:
         if self._watchdog.stdin is not None and self._watchdog.poll() is None:
             self._watchdog.stdin.write(line + "\n")
             self._watchdog.stdin.flush()
+
+
+def _end_left(service: Service) -> None:
+    if service.leaves is not None:
+        watchdog.end_left(str(service.leaves))
 
 
 def last_line(log: Path) -> str:

@@ -104,6 +104,7 @@ def test_an_empty_environment_gives_the_defaults_and_the_private_servers() -> No
         ("AEGIS_LOG_FORMAT", "json", "json"),
         ("AEGIS_POSTGRES_BIN", "/usr/lib/postgresql/17/bin", "/usr/lib/postgresql/17/bin"),
         ("AEGIS_VALKEY_BIN", "/usr/bin/redis-server", "/usr/bin/redis-server"),
+        ("AEGIS_ETCD_BIN", "/usr/bin/etcd", "/usr/bin/etcd"),
     ],
 )
 def test_a_variable_is_read_into_its_setting(variable: str, given: str, held: Any) -> None:
