@@ -66,6 +66,7 @@ def test_an_empty_environment_gives_the_defaults_and_the_private_servers() -> No
         "log_format": "console",
         "postgres_bin": "",
         "valkey_bin": "",
+        "etcd_bin": "",
     }
     assert settings.database == settings.places.database_url
     assert settings.broker == settings.places.broker_url
