@@ -60,7 +60,7 @@ def show_command(out: Output, workflow_id: str, at: str | None) -> None:
         seq = history.seq_at(connection, workflow_id, asked) if isinstance(asked, datetime) else asked
         data: dict[str, Any] | None = None
         with suppress(DataErased):  # what happened is there to be shown all the same
-            _, data = history.data_at(connection, workflow_id, seq)
+            data = history.data_at(connection, workflow_id, seq).data
 
     def render(console: Console) -> None:
         _render_head(console, row, links[-1])

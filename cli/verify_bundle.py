@@ -733,6 +733,7 @@ class Verification:
         self._listed: dict[int, list[str]] = {}
         self._erased, self._status = -1, ""
         self._tally = Tally()
+        self._version: int | None = None
         missing: list[tuple[int, str]] = []
         for seq in sorted(self.transitions):
             envelope = self._envelope(seq)
@@ -841,6 +842,8 @@ class Verification:
             self._erased = max(self._erased, min(through, seq - 1))
         says = event in {"erased", "imported"} and isinstance(status, str)
         self._status = str(status) if says else STATUS_AFTER.get(event, "")
+        if event == "upgraded" and type(said.get("to_version")) is int:
+            self._version = said["to_version"]
 
     def _settle(self, missing: Sequence[tuple[int, str]]) -> None:
         """Say of what is missing whether it was removed on purpose."""
@@ -883,6 +886,8 @@ class Verification:
             return
         for name, member in (("state", "to"), ("type", "type"), ("definition", "def")):
             self._same(end, "ROW_STATE_MISMATCH", last[member], head[name])
+        if self._version is not None:
+            self._same(end, "ROW_STATE_MISMATCH", f"version {self._version}", f"version {head['version']}")
         if head["status"] not in ({self._status} if self._status else OPEN_STATUSES):
             self._found(
                 end, "ROW_STATE_MISMATCH", f"status {self._status or 'pending, waiting or completed'}", head["status"]

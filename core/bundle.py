@@ -759,4 +759,5 @@ def _row(head: BundleHead) -> StoredWorkflow:
         status=head.status,
         seq=head.seq,
         head=head.head,
+        version=head.version,
     )

@@ -194,6 +194,34 @@ class FourEyes(AegisError):
         )
 
 
+class UnknownVersion(AegisError):
+    """A workflow of a version that the class of its type, as it is loaded here, cannot read."""
+
+    def __init__(self, type_name: str, version: int, known: Iterable[int]) -> None:
+        super().__init__(type_name, version, tuple(known))
+        self.type_name, self.version, self.known = type_name, version, tuple(known)
+
+    def _message(self) -> str:
+        newest = max(self.known, default=0)
+        if self.version > newest:
+            remedy = "deploy the newer code here, too"
+        else:
+            remedy = f"add @upgrade({self.version}) to the class, and those that follow"
+        known = ", ".join(map(str, sorted(self.known)))
+        return f"version {self.version} of {self.type_name} cannot be read here (known: {known}); {remedy}"
+
+
+class UpgradeFailed(AegisError):
+    """An ``@upgrade`` that raised, or returned no data; the workflow stays as it was."""
+
+    def __init__(self, type_name: str, version: int, problem: str) -> None:
+        super().__init__(type_name, version, problem)
+        self.type_name, self.version, self.problem = type_name, version, problem
+
+    def _message(self) -> str:
+        return f"the upgrade of {self.type_name} from version {self.version} failed: {self.problem}"
+
+
 # --- what the database says -----------------------------------------------------------
 
 

@@ -120,6 +120,12 @@ class Definition:
     states: tuple[str, ...]
     initial: str
     edges: tuple[Edge, ...]
+    upgrades: tuple[int, ...] = ()
+    """The older versions whose data the class can bring to its own."""
+
+    def reads(self, version: int) -> bool:
+        """Whether data of that version is its own, or can be brought to it."""
+        return version == self.version or version in self.upgrades
 
     def leaving(self, state: str) -> tuple[Edge, ...]:
         """Return the edges out of a state, in the order of their declaration."""

@@ -89,7 +89,11 @@ class Tally:
         senders = {*counted, sender}
         if sender in counted:
             return [("an approval by another sender", f"one more by {sender}")]
-        return [(f"{needed} approvals", f"{len(senders)} by {', '.join(sorted(senders))}")] if len(senders) < needed else []
+        return (
+            [(f"{needed} approvals", f"{len(senders)} by {', '.join(sorted(senders))}")]
+            if len(senders) < needed
+            else []
+        )
 
     def _same_eyes(self, said: Mapping[str, Json], sender: str) -> list[tuple[str, str]]:
         if said.get("four_eyes") is not True or sender != self._steering:

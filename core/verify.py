@@ -82,6 +82,8 @@ class StoredWorkflow:
     status: str
     seq: int
     head: bytes
+    version: int | None = None
+    """Of its class; None: not known."""
 
 
 class Leaf(NamedTuple):
@@ -142,6 +144,8 @@ class Audit:
         self._missing_checkpoints: list[tuple[int, str | None]] = []
         self._erased_through = -1
         self._status: str | None = None
+        self._version: int | None = None
+        """Of its class, as the last upgrade says."""
         self._foreign: tuple[str, str] | None = None
         self._mac_from = evidence.mac_required_from
         self._unsealed: list[int] = []
@@ -238,6 +242,9 @@ class Audit:
         self._status = ENGINE_EVENTS.get(event)
         if event in _SAY_THE_STATUS and isinstance(status, str):
             self._status = status
+        version = said.get("to_version")
+        if event == "upgraded" and isinstance(version, int):
+            self._version = version
         match event, said.get("through"), said.get("deployment"):
             case "erased", int(through), _:
                 self._erased_through = max(self._erased_through, min(through, row.seq - 1))
@@ -457,6 +464,8 @@ class Audit:
         self._same(end, Code.ROW_STATE_MISMATCH, last.state, row.state)
         self._same(end, Code.ROW_STATE_MISMATCH, last.type, row.type)
         self._same(end, Code.ROW_STATE_MISMATCH, last.definition, row.definition)
+        if self._version is not None and row.version is not None:
+            self._same(end, Code.ROW_STATE_MISMATCH, f"version {self._version}", f"version {row.version}")
         allowed = _OPEN_STATUSES if self._status is None else {self._status}
         if row.status not in allowed:
             self._found(end, Code.ROW_STATE_MISMATCH, f"status {' or '.join(sorted(allowed))}", row.status)

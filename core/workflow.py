@@ -7,6 +7,7 @@ handlers are ordinary code, and each runs on the data of the checkpoint before i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from enum import Enum
 from types import MappingProxyType
@@ -21,8 +22,10 @@ from .declare import MARK, PayloadModel, define, handlers_of, payloads_of
 from .errors import DefinitionError, InvalidData, InvalidHandlerResult, UnknownEvent, UnknownWorkflowType
 from .machine import Definition, Edge, check
 from .retry import Retry
+from .upgrade import Upgrade, declared_upgrades, upgraded, upgrades_of
 
 F = TypeVar("F", bound=Callable[..., Any])
+W = TypeVar("W", bound="Workflow")
 
 
 class Context(Protocol):
@@ -189,6 +192,7 @@ class Workflow(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, ser_json_inf_nan="constants")
 
     definition: ClassVar[Definition]
+    _upgrades: ClassVar[Mapping[int, Upgrade]]
     _handlers: ClassVar[Mapping[str, Callable[..., Any]]]
     _payloads: ClassVar[Mapping[str, PayloadModel]]
 
@@ -209,14 +213,17 @@ class Workflow(BaseModel):
         handlers = handlers_of(cls, type_name)
         if "state" not in cls.model_fields and not handlers:
             return  # a base class for others
-        for attribute in [*cls.model_fields, *handlers]:
+        for attribute in [*cls.model_fields, *handlers, *declared_upgrades(cls)]:
             if attribute in Workflow.__class_vars__ or hasattr(Workflow, attribute):
                 raise DefinitionError(
                     type_name, attribute, "a workflow has this attribute already", "call it otherwise"
                 )
         cls._handlers = MappingProxyType(handlers)
-        cls.definition = define(cls, type_name, version, handlers)
+        defined = define(cls, type_name, version, handlers)
+        upgrades = upgrades_of(cls, type_name, version)
+        cls.definition = replace(defined, upgrades=tuple(upgrades))
         check(cls.definition)
+        cls._upgrades = MappingProxyType(upgrades)
         cls._payloads = MappingProxyType(payloads_of(cls, handlers))
         registry.add(cls)
 
@@ -242,6 +249,19 @@ class Workflow(BaseModel):
             return cls.model_validate(data, by_alias=True, by_name=True)
         except ValidationError as error:
             raise InvalidData(f"the data of {cls.definition.type}", problems_of(error)) from None
+
+
+def read_data(workflow: type[W], data: dict[str, Any], version: int) -> W:
+    """Return a workflow from data that may be of an older version, which is upgraded first.
+
+    Raises:
+        UnknownVersion: it is newer, or no upgrades lead here from there.
+        UpgradeFailed, InvalidData: an upgrade failed, or the data does not fit the class.
+
+    """
+    definition = workflow.definition
+    upgrades = workflow._upgrades  # noqa: SLF001 - this module's own class
+    return workflow.from_dict(upgraded(definition.type, upgrades, data, version=version, current=definition.version))
 
 
 def snapshot(workflow: Workflow) -> dict[str, Any]:
@@ -368,9 +388,15 @@ class Registry:
         workflow = self._types.get(type_name)
         return workflow if workflow is not None and workflow.definition.version == version else None
 
+    def reader(self, type_name: str, version: int) -> type[Workflow] | None:
+        """Return the class of that name, if this process has it and it can read data of that version."""
+        workflow = self._types.get(type_name)
+        return workflow if workflow is not None and workflow.definition.reads(version) else None
+
     def known(self) -> list[str]:
-        """Return ``type/version`` for each type, sorted."""
-        return sorted(f"{name}/{cls.definition.version}" for name, cls in self._types.items())
+        """Return ``type/version`` for each type, and for each older version that it can read, sorted."""
+        definitions = [cls.definition for cls in self._types.values()]
+        return sorted(f"{one.type}/{version}" for one in definitions for version in (*one.upgrades, one.version))
 
     def __iter__(self) -> Iterator[type[Workflow]]:
         """Go through the classes, by name."""

@@ -75,11 +75,14 @@ class Page:
         """Read it, in one moment."""
         page = cls(removed=records.removed(connection, span))
         for row in connection.execute(
-            select(_W.id, _W.type, _W.definition, _W.state, _W.status, _W.seq, _W.head).where(span.holds(_W.id))
+            select(_W.id, _W.type, _W.version, _W.definition, _W.state, _W.status, _W.seq, _W.head).where(
+                span.holds(_W.id)
+            )
         ):
             page.rows[row.id] = StoredWorkflow(
                 workflow_id=row.id,
                 type=row.type,
+                version=row.version,
                 definition=row.definition,
                 state=row.state,
                 status=row.status,

@@ -19,7 +19,7 @@ from ..core.effect import Happened
 from ..core.errors import DidNotHappen, InvalidData, WaitTimeout, WorkflowNotCompleted
 from ..core.finding import Report
 from ..core.starting import Attribute, Moment, Start
-from ..core.workflow import Workflow, registry
+from ..core.workflow import Workflow, read_data, registry
 from . import effects, history, inbox, operations, removal, resolution, starting, transfer
 from .auditor import Auditor, Sources
 from .database import Database, in_one_transaction
@@ -383,13 +383,14 @@ class DurableWorkflowEngine:
     def resume_all_pending(self, workflow: type[W]) -> list_of[Handle[W]]:
         """Ring every workflow of a type that could run now and is in nobody's hands; return them.
 
-        Also those that wait while there are events for them: a new deployment may take these.
+        Also those that wait while there are events for them: a new deployment may take these. And those of older
+        versions that the class can read: they are upgraded, instead of when something next happens to them.
         """
         handles: list_of[Handle[W]] = []
-        type_name, after = workflow.definition.type, ""
+        type_name, after, older = workflow.definition.type, "", workflow.definition.upgrades
         while bells := self._write(
             lambda session, after=after: operations.ring_pending(  # type: ignore[misc]
-                session, type_name, self._terms, after=after, limit=_AT_ONCE
+                session, type_name, self._terms, after=after, limit=_AT_ONCE, older=older
             )
         ):
             rung = self._ring(bells)
@@ -428,7 +429,8 @@ class DurableWorkflowEngine:
             WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more, or no checkpoint at ``seq``.
             DataErased, CheckpointPruned: it was removed on purpose.
             HistoryBroken: the checkpoint is not the one that was committed.
-            UnknownWorkflowType: its class is not loaded in this process.
+            UnknownWorkflowType, UnknownVersion: its class is not loaded in this process, or cannot read that version.
+            UpgradeFailed, InvalidData: an upgrade failed, or the data does not fit the class that is loaded.
 
         """
         if at is not None and (seq is not None or at.tzinfo is None):
@@ -436,8 +438,8 @@ class DurableWorkflowEngine:
             raise InvalidData("the moment", [("/at", problem)])
         with self.database.snapshot() as connection:
             found = seq if at is None else history.seq_at(connection, id, at)
-            type_name, data = history.data_at(connection, id, found)
-        return registry.get(type_name).from_dict(data)
+            stored = history.data_at(connection, id, found)
+        return read_data(registry.get(stored.type), stored.data, stored.version)
 
     def list(
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, func, literal, select, tuple_
 
 from ..core.canonical import Json, canonical, is_canonical, load
-from ..core.chain import checkpoint_commitment, transition_hash
+from ..core.chain import checkpoint_commitment, payload_commitment, transition_hash
 from ..core.errors import (
     AegisError,
     CheckpointPruned,
@@ -103,8 +104,17 @@ def transitions(connection: Connection, workflow_id: str) -> list[WorkflowTransi
     return [_read_transition(row) for row in rows]
 
 
-def data_at(connection: Connection, workflow_id: str, seq: int | None = None) -> tuple[str, dict[str, Any]]:
-    """Return a workflow's type and its data: the newest, or as transition ``seq`` left it.
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A workflow's data, and the class that it is of: its version as it was then."""
+
+    type: str
+    version: int
+    data: dict[str, Any]
+
+
+def data_at(connection: Connection, workflow_id: str, seq: int | None = None) -> Stored:
+    """Return a workflow's data: the newest, or as transition ``seq`` left it.
 
     Raises:
         WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more, or no checkpoint at ``seq``.
@@ -131,7 +141,38 @@ def data_at(connection: Connection, workflow_id: str, seq: int | None = None) ->
     data = _verified(workflow_id, found)
     if not data:  # that of any other transition holds the state at least
         raise DataErased(workflow_id, found.seq)
-    return row.type, data
+    version = row.version if seq is None else _version_at(connection, workflow_id, seq, row.version)
+    return Stored(type=row.type, version=version, data=data)
+
+
+def _version_at(connection: Connection, workflow_id: str, seq: int, newest: int) -> int:
+    """Return the version that a workflow was of then: the one that the next upgrade of it says it came from.
+
+    Raises:
+        HistoryBroken: that is not the one that was committed.
+
+    """
+    links, payloads = TransitionRow.__table__.c, PayloadRow.__table__.c
+    row = connection.execute(
+        select(links.seq, links.envelope, payloads.body, payloads.salt)
+        .outerjoin_from(
+            TransitionRow, PayloadRow, (payloads.workflow_id == links.workflow_id) & (payloads.seq == links.seq)
+        )
+        .where(links.workflow_id == workflow_id, links.event == "upgraded", links.seq > seq)
+        .order_by(links.seq)
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return newest
+    body = None if row.body is None else bytes(row.body)
+    said: Any = load(body) if body is not None and is_canonical(body) else None
+    version = said.get("from_version") if isinstance(said, dict) else None
+    told: Any = load(bytes(row.envelope)) if is_canonical(bytes(row.envelope)) else None
+    committed = told.get("payload") if isinstance(told, dict) else None
+    if type(version) is not int or body is None or payload_commitment(bytes(row.salt), body).hex() != committed:
+        problem = "what it was upgraded from is not what was committed; `aegis verify` tells more"
+        raise HistoryBroken(workflow_id, row.seq, problem)
+    return version
 
 
 def _verified(workflow_id: str, found: Any) -> dict[str, Any]:

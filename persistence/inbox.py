@@ -68,7 +68,9 @@ def send(session: Session, message: Message, terms: Terms) -> Bell | None:
     edge = edges[0] if edges else None
     # A handler's retry keeps its delay: an event wakes only who waits. Whether it waits for this one is said
     # by its row as well: the code of whoever sends may be older than that of the workers.
-    wakes = status == "waiting" and (edge is not None or message.event in position.following.accepts)
+    # One of another version is looked at by whoever upgrades it: what it takes then is not known here.
+    known = edge is not None or message.event in position.following.accepts or _is_of_another_version(position)
+    wakes = status == "waiting" and known
     queue = position.queue_of(edge)
     if wakes:
         changes |= awake(now, terms) | {"queue": queue}
@@ -100,6 +102,10 @@ def _definition(position: Position) -> Definition:
     return registry.get(position.type).definition
 
 
+def _is_of_another_version(position: Position) -> bool:
+    return position.version != _definition(position).version
+
+
 def _acceptable(session: Session, message: Message, position: Position, status: str, max_bytes: int) -> bytes | None:
     """Return an event's payload as it is stored; None if the event was received before."""
     _, data = read_payload(registry.get(position.type), message.event, message.payload)
@@ -117,7 +123,8 @@ def _acceptable(session: Session, message: Message, position: Position, status: 
         raise WrongStatus(message.workflow_id, status, f"the event {message.event!r}", ["not ended"])
     definition = _definition(position)
     edges = definition.on_event(position.state, message.event)
-    if not (edges or definition.keeps(message.event) or message.event in position.following.accepts):
+    taken = bool(edges) or message.event in position.following.accepts or _is_of_another_version(position)
+    if not (taken or definition.keeps(message.event)):
         raise EventRefused(message.workflow_id, message.event, position.state, position.following.accepts)
     _check_rules(session, message, position, edges)
     return body

@@ -222,6 +222,55 @@ def intervene(
     )
 
 
+def upgrade(
+    position: Position,
+    definition: Definition,
+    state: str,
+    data: Mapping[str, Any],
+    *,
+    progress: Sequence[str],
+    effects: Sequence[Mapping[str, Json]],
+    actor: str,
+    at: datetime,
+    max_bytes: int,
+    mac_key: MacKey | None = None,
+) -> Move:
+    """Return the move that brings a workflow to the newest version of its class, before anything else happens to it.
+
+    As long as its state keeps its name, its timers and its handler's key go on; in another one they begin anew.
+    """
+    stays = state == position.state
+    payload: dict[str, Json] = {"from_version": position.version, "to_version": definition.version}
+    if progress:
+        payload["progress"] = list(progress)
+    if effects and not stays:  # of a handler that is never recorded now
+        payload["effects"] = [dict(effect) for effect in effects]
+    step = Step(
+        workflow_id=position.workflow_id,
+        seq=position.seq + 1,
+        type=position.type,
+        definition=definition.fingerprint,
+        event="upgraded",
+        from_state=position.state,
+        to_state=state,
+        actor=actor,
+        attempt=max(position.attempt, 1),
+        at=at,
+        state=dict(data),
+        payload=payload,
+    )
+    entered_at = position.entered_at if stays else at
+    return Move(
+        link=link(step, position.head, salts=_salts(), max_bytes=max_bytes, mac_key=mac_key),
+        claim=position.claim,
+        version=definition.version,
+        following=Following.of(definition.pending(state, entered_at=entered_at)),
+        entered_at=entered_at,
+        entered_seq=position.entered_seq if stays else position.seq + 1,
+        priority=position.priority,
+    )
+
+
 def _salts() -> tuple[bytes, bytes]:
     drawn = os.urandom(2 * SALT_BYTES)
     return drawn[:SALT_BYTES], drawn[SALT_BYTES:]

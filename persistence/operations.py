@@ -234,11 +234,13 @@ def checkpoint(session: Session, workflow_id: str) -> Checkpoint | None:
     )
 
 
-def ring_pending(session: Session, type_name: str, terms: Terms, *, after: str, limit: int) -> list[Bell]:
+def ring_pending(
+    session: Session, type_name: str, terms: Terms, *, after: str, limit: int, older: Sequence[int] = ()
+) -> list[Bell]:
     """Return bells for workflows of a type that nobody has in hand and that have something to look at.
 
-    Those that could run now, and those that wait while there are events for them. By their ids, at
-    most ``limit`` of those after ``after``.
+    Those that could run now, those that wait while there are events for them, and those that wait and are
+    of ``older`` versions: they are upgraded then. By their ids, at most ``limit`` of those after ``after``.
     """
     some = (
         select(WorkflowRow.id)
@@ -248,7 +250,7 @@ def ring_pending(session: Session, type_name: str, terms: Terms, *, after: str, 
             WorkflowRow.owner.is_(None),
             or_(
                 WorkflowRow.ready_at <= sql.now(),
-                and_(WorkflowRow.status == "waiting", WorkflowRow.inbox > 0),
+                and_(WorkflowRow.status == "waiting", or_(WorkflowRow.inbox > 0, WorkflowRow.version.in_(older))),
             ),
         )
         .order_by(WorkflowRow.id)

@@ -41,7 +41,7 @@ _UNOWNED: Final[Mapping[str, Any]] = {
 }
 
 
-_LONGEST_LEAVE: Final = timedelta(minutes=5)
+LONGEST_LEAVE: Final = timedelta(minutes=5)
 
 Runner: TypeAlias = Callable[[Hot, Mapping[str, Any]], Sequence[Any] | None]
 """What runs a hot statement and returns its row: a worker's own connection, or a transaction."""
@@ -170,7 +170,7 @@ def leave(connection: Connection, position: Position, error: Mapping[str, Any] |
         connection,
         _held(position).values(
             attempt=sql.greatest(WorkflowRow.attempt - 1, 0),
-            due_at=sql.now() + sql.least(doubled, sql.span(_LONGEST_LEAVE)),
+            due_at=sql.now() + sql.least(doubled, sql.span(LONGEST_LEAVE)),
             rings=0,
             error=told,
             updated_at=sql.now(),

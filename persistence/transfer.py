@@ -16,8 +16,8 @@ from sqlalchemy import Connection, and_, insert, or_, select
 from sqlalchemy.orm import Session
 
 from ..core.anchor import Anchor
-from ..core.bundle import Bundle, BundledCheckpoint, BundledTransition, BundleHead, verify
 from ..core.approval import APPROVED, DISREGARDED
+from ..core.bundle import Bundle, BundledCheckpoint, BundledTransition, BundleHead, verify
 from ..core.canonical import Json, canonical, load
 from ..core.chain import ENGINE_EVENTS, checkpoint_commitment, genesis, timestamp
 from ..core.errors import BundleRefused, EffectsOpen, HistoryBroken, LogBroken, WorkflowPurged

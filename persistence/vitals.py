@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, Text, cast, func, select
+from sqlalchemy import Connection, Select, Text, cast, func, select
 
 from ..core.recovery import Heartbeat, Policy
 from . import audit, database, guards, history, scrub, sql, sqlite, watch
 from .guards import Guards
 from .models import SweepRow, TransitionRow, WorkflowRow
+from .repository import LONGEST_LEAVE
 from .scrub import Scrub
 
 # The chains that health verifies: the ones that were started last, as far as they are not long.
@@ -30,6 +31,8 @@ class Vitals:
     swept_at: datetime | None
     troubled: int
     """Workflows that failed, or are quarantined: they wait for a person."""
+    misfits: int
+    """Workflows that were left alone, as the code does not fit them; counted up to ``MOST_COUNTED``."""
     ready: int
     """Workflows that could run now, and that nobody has in hand; counted up to ``MOST_COUNTED``."""
     overdue: timedelta
@@ -87,6 +90,7 @@ def read(connection: Connection, default_queue: str, policy: Policy) -> Vitals:
         troubled=connection.execute(
             select(func.count()).where(WorkflowRow.status.in_(("failed", "quarantined")))
         ).scalar_one(),
+        misfits=connection.execute(_misfits()).scalar_one(),
         ready=sum(row[2] for row in waiting),
         overdue=timedelta(0) if oldest_due is None else now - oldest_due,
         running=running,
@@ -100,6 +104,21 @@ def read(connection: Connection, default_queue: str, policy: Policy) -> Vitals:
         guards=guards.read(connection),
         sealed=_is_sealed(connection),
     )
+
+
+def _misfits() -> Select[Any]:
+    """Return the query for workflows that a worker put down, without an attempt, within the time that it takes one."""
+    attempted = WorkflowRow.__table__.c.error["attempt"].as_string()
+    some = (
+        select(WorkflowRow.id)
+        .where(
+            WorkflowRow.due_at <= sql.now() + sql.span(LONGEST_LEAVE),
+            WorkflowRow.error.is_not(None),
+            func.coalesce(attempted, "null") == "null",
+        )
+        .limit(MOST_COUNTED)
+    )
+    return select(func.count()).select_from(some.subquery())
 
 
 def _is_sealed(connection: Connection) -> bool:

@@ -25,12 +25,13 @@ from ..core.errors import (
     InvalidData,
     InvalidHandlerResult,
     NotCanonical,
+    UpgradeFailed,
 )
 from ..core.guard import allows
 from ..core.machine import Edge, Pending, WaitingEvent
 from ..core.recovery import is_overdue
 from ..core.retry import RetryAfter
-from ..core.workflow import Workflow, handle, read_payload, registry, snapshot
+from ..core.workflow import Workflow, handle, read_data, read_payload, registry, snapshot, state_of
 from ..persistence import approvals, effects, inbox, moves, operations, repository
 from ..persistence.database import (
     Session,
@@ -86,7 +87,7 @@ class Attempt:
         self._context: HandlerContext | None = None
         self._approved: tuple[Approval, ...] = ()
         self.snapshot: Snapshot  # the newest, once it was found sound
-        workflow = registry.find(self.position.type, self.position.version)
+        workflow = registry.reader(self.position.type, self.position.version)
         assert workflow is not None, "the claim asked for known types only"  # noqa: S101
         self.workflow = workflow
         self.definition = workflow.definition
@@ -97,9 +98,31 @@ class Attempt:
             return self._misfit("its checkpoint is not the one that was committed: `aegis verify` tells more")
         if self.position.pausing is not None:
             return self._pause(self.position.pausing)
+        if self.position.version != self.definition.version:
+            return self._upgrade()
         if self.position.state not in self.definition.states:
             return self._misfit(f"{self.definition.type} has no state {self.position.state!r} any more")
         return self._take_next()
+
+    def _upgrade(self) -> Result:
+        """Bring the workflow to the version of the code here; what it was to do, it does after that."""
+        try:
+            workflow = read_data(self.workflow, self.snapshot.data, self.position.version)
+            move = moves.upgrade(
+                self.position,
+                self.definition,
+                state_of(workflow),
+                snapshot(workflow),
+                progress=self._progress(),
+                effects=self._told(),
+                actor=self.bench.actor,
+                at=self._now(),
+                max_bytes=self.bench.settings.max_bytes,
+                mac_key=self.bench.mac_key,
+            )
+        except (UpgradeFailed, InvalidData, NotCanonical) as error:
+            return self._misfit(str(error))
+        return Record(move=move)
 
     def _take_next(self) -> Result:
         if self._is_overdue:
@@ -479,7 +502,9 @@ class Attempt:
         used = self._context is not None and self._context.effects.used
         if edge.transactional or (first and not used):
             return []
+        return self._told()
 
+    def _told(self) -> list[dict[str, Json]]:
         def ask() -> list[dict[str, Json]]:
             with self.bench.database.statement() as connection:
                 return effects.told(connection, self.position.workflow_id, self.position.entered_seq)

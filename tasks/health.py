@@ -215,6 +215,10 @@ def _rpo(found: Vitals, settings: Settings) -> Check:
 
 
 def _troubled(found: Vitals) -> Check:
+    if found.misfits:
+        left = f"{found.misfits} left alone, as the code does not fit them"
+        stopped = f"{found.troubled} failed or quarantined, " if found.troubled else ""
+        return degraded("failures", stopped + left, "see `aegis check`, and `aegis show ID` of those that it names")
     if found.troubled:
         return degraded(
             "failures",

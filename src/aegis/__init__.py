@@ -9,6 +9,7 @@ from .core.effect import Happened
 from .core.errors import AegisError, DidNotHappen
 from .core.machine import Definition
 from .core.retry import Retry, RetryAfter
+from .core.upgrade import upgrade
 from .core.workflow import Context, Workflow, transition
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "RetryAfter",
     "Workflow",
     "transition",
+    "upgrade",
 ]
