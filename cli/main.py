@@ -24,7 +24,7 @@ _COMMANDS: Final = {
     "send": "steering",
     "pause": "steering",
     "resume": "steering",
-    "retry": "steering",
+    "retry": "retrying",
     "cancel": "steering",
     "checkpoint": "steering",
     "wait": "steering",

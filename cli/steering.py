@@ -1,4 +1,4 @@
-"""Commands that change something: start, send, pause, resume, retry, cancel, checkpoint - and wait."""
+"""Commands that change something: start, send, pause, resume, cancel, checkpoint - and wait."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def pause_command(out: Output, workflow_id: str, reason: str) -> None:
     """Let nothing more begin; a handler that runs now may finish."""
     used = engine()
     used.pause(workflow_id, reason=reason)
-    _report(out, used, workflow_id, pausing=True)
+    report(out, used, workflow_id, pausing=True)
 
 
 @click.command("resume")
@@ -78,18 +78,7 @@ def resume_command(out: Output, workflow_id: str | None, type_name: str | None, 
         out.say({"resumed": [handle.id for handle in handles]}, f"{len(handles)} resumed")
     elif workflow_id is not None:
         used.resume(workflow_id, reason=reason)
-        _report(out, used, workflow_id)
-
-
-@click.command("retry")
-@click.argument("workflow_id", metavar="ID")
-@_reason
-@json_option
-def retry_command(out: Output, workflow_id: str, reason: str) -> None:
-    """Try again what a workflow failed at, or was quarantined for."""
-    used = engine()
-    used.retry(workflow_id, reason=reason)
-    _report(out, used, workflow_id)
+        report(out, used, workflow_id)
 
 
 @click.command("cancel")
@@ -100,7 +89,7 @@ def cancel_command(out: Output, workflow_id: str, reason: str) -> None:
     """End a workflow here; a handler that runs now is not recorded."""
     used = engine()
     used.cancel(workflow_id, reason=reason)
-    _report(out, used, workflow_id)
+    report(out, used, workflow_id)
 
 
 @click.command("checkpoint")
@@ -131,7 +120,8 @@ def wait_command(out: Output, workflow_id: str, timeout: float | None) -> int:
     return EXIT_OK if row.status == "completed" else EXIT_NO
 
 
-def _report(out: Output, used: DurableWorkflowEngine, workflow_id: str, *, pausing: bool = False) -> None:
+def report(out: Output, used: DurableWorkflowEngine, workflow_id: str, *, pausing: bool = False) -> None:
+    """Say how a workflow is after what was done to it."""
     row = used.describe(workflow_id)
     line = _sentence(row)
     if pausing and row.running:

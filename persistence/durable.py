@@ -20,13 +20,14 @@ from ..core.errors import DidNotHappen, InvalidData, WaitTimeout, WorkflowNotCom
 from ..core.finding import Report
 from ..core.starting import Attribute, Moment, Start
 from ..core.workflow import Workflow, read_data, registry
-from . import effects, history, inbox, operations, removal, resolution, starting, transfer
+from . import effects, history, inbox, operations, removal, resolution, retrying, starting, transfer
 from .auditor import Auditor, Sources
 from .database import Database, in_one_transaction
 from .guest import Guest, guest_of, savepoint
 from .inbox import Message
 from .models import STATUSES
 from .operations import Terms
+from .retrying import Batch, Wanted
 from .records import Checkpoint, Effect, WorkflowSummary, WorkflowTransition
 from .transfer import Scrutiny
 from .walk import Piece, Place, walk
@@ -259,6 +260,55 @@ class DurableWorkflowEngine:
             self._write(lambda session: operations.retry(session, id, reason, self._terms, deadline=deadline))
         )
 
+    def retry_all(
+        self,
+        *,
+        type: type[Workflow] | str | None = None,  # noqa: A002
+        state: str | None = None,
+        status: str | None = None,
+        error: str | None = None,
+        older_than: timedelta | None = None,
+        limit: int | None = None,
+        reason: str = "",
+        dry_run: bool = False,
+    ) -> int:
+        """Try again all that are failed or quarantined, or those of them that everything given is true of.
+
+        ``error`` is a part of the error's type or message. They are retried in batches, each in a
+        transaction of its own; what cannot be retried is logged, and left as it is. Returns how many
+        were retried; with ``dry_run``, how many would be.
+
+        Raises:
+            InvalidData, InvalidName, NotCanonical: nothing was retried.
+
+        """
+        wanted = Wanted(type=_type_name(type), state=state, status=status, error=error, older_than=older_than)
+        wanted.check()
+        operations.check_reason(reason)
+        if limit is not None and limit < 1:
+            raise InvalidData("the filter", [("/limit", f"{limit} is not 1 or more")])
+        if dry_run:
+            there = self._write(lambda session: retrying.count(session, wanted))
+            return there if limit is None else min(there, limit)
+        return self._retry_all(wanted, limit, reason)
+
+    def _retry_all(self, wanted: Wanted, limit: int | None, reason: str) -> int:
+        retried, after = 0, ""
+        while limit is None or retried < limit:
+            most = None if limit is None else limit - retried
+
+            def verb(session: Session, after: str = after, most: int | None = most) -> Batch:
+                return retrying.retry_batch(session, wanted, after=after, most=most, reason=reason, terms=self._terms)
+
+            batch = self._write(verb)
+            if batch.bells:
+                self._ring(batch.bells)
+            retried += batch.retried
+            if batch.last is None:
+                break
+            after = batch.last
+        return retried
+
     def cancel(self, id: str, *, reason: str = "") -> None:  # noqa: A002
         """End a workflow here; a handler that runs now is not recorded."""
         self._write(lambda session: operations.cancel(session, id, reason, self._terms))
@@ -451,7 +501,7 @@ class DurableWorkflowEngine:
         limit: int = 100,
     ) -> list_of[WorkflowSummary]:
         """Return workflows, the newest first; ``before`` is ``(created_at, id)`` of the last one seen."""
-        type_name = type if isinstance(type, str) or type is None else type.definition.type
+        type_name = _type_name(type)
         if status is not None and status not in STATUSES:
             raise InvalidData("the filter", [("/status", f"{status!r} is none of {', '.join(STATUSES)}")])
         with self.database.statement() as connection:
@@ -566,3 +616,7 @@ class DurableWorkflowEngine:
         if given:
             guest.after_commit(lambda: self._ring(given))
         return not given
+
+
+def _type_name(given: type[Workflow] | str | None) -> str | None:
+    return given if isinstance(given, str) or given is None else given.definition.type

@@ -102,3 +102,63 @@ def test_a_payment_whose_answer_got_lost_is_charged_once(deploy: Callable[..., D
     page = (EXAMPLES / "README.md").read_text()
     assert said.splitlines() == [line for line in page.splitlines() if line.startswith("order ")]
     assert len(book.read_text().splitlines()) == 2
+
+
+# --- the budget -------------------------------------------------------------------------------
+
+
+def desk(deployment: Deployment, *given: str) -> tuple[int, str]:
+    """Do something at the desk; return its exit status, and what it complained of."""
+    done = subprocess.run(
+        [sys.executable, "-m", "budget.desk", *given],
+        env={**os.environ, **deployment.environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr.strip()
+
+
+def test_a_budget_is_approved_by_two_who_did_not_ask_for_it(deploy: Callable[..., Deployment]) -> None:
+    deployment = deploy(PYTHONPATH=str(EXAMPLES), AEGIS_WORKFLOWS="budget.workflow")
+    deployment.beat()
+    deployment.worker()
+
+    def state(name: str) -> str:
+        return deployment.engine.describe(name).state
+
+    assert desk(deployment, "ada", "ask", "small", "a pen", "3") == (0, "")
+    assert desk(deployment, "ada", "ask", "b-1", "new chairs", "700") == (0, "")
+    eventually("so little is waved through", lambda: state("small") == "approved")
+    eventually("b-1 is in review", lambda: state("b-1") == "review")
+    status, said = desk(deployment, "ada", "approve", "b-1", "I want them")
+    assert (status, "moved on by user:ada before" in said) == (1, True)
+    assert desk(deployment, "grace", "approve", "b-1", "the old ones are broken") == (0, "")
+    assert desk(deployment, "grace", "approve", "b-1", "the old ones are broken") == (0, ""), "a second click"
+    eventually("it counts", lambda: deployment.engine.describe("b-1").seq == 2)
+    assert state("b-1") == "review"
+    assert desk(deployment, "edsger", "approve", "b-1", "indeed") == (0, "")
+    deployment.await_status("b-1", "completed")
+    history = deployment.engine.history("b-1")
+    assert [transition.event for transition in history] == ["created", "ask", "approved", "approve"]
+    told = [transition.payload for transition in history[2:]]
+    assert [(payload["sender"], payload["reason"]) for payload in told if isinstance(payload, dict)] == [
+        ("user:grace", "the old ones are broken"),
+        ("user:edsger", "indeed"),
+    ]
+    assert deployment.engine.verify_integrity("b-1") == (True, None)
+
+
+def test_one_who_says_no_is_enough_and_what_comes_too_late_is_refused(deploy: Callable[..., Deployment]) -> None:
+    deployment = deploy(PYTHONPATH=str(EXAMPLES), AEGIS_WORKFLOWS="budget.workflow")
+    deployment.beat()
+    deployment.worker()
+    assert desk(deployment, "ada", "ask", "b-2", "a yacht", "700000") == (0, "")
+    eventually("b-2 is in review", lambda: deployment.engine.describe("b-2").state == "review")
+    assert desk(deployment, "grace", "approve", "b-2", "why not") == (0, "")
+    assert desk(deployment, "edsger", "reject", "b-2", "no") == (0, "")
+    deployment.await_status("b-2", "completed")
+    assert deployment.engine.describe("b-2").state == "turned down"
+    status, said = desk(deployment, "max", "approve", "b-2", "yes")
+    assert (status, "is completed" in said) == (1, True)

@@ -283,6 +283,61 @@ def test_an_event_with_a_key_is_received_once(aegis: CommandLine, living: Deploy
     assert sql(living, "SELECT count(*) FROM aegis_event WHERE workflow_id = 'keyed'") == [(1,)]
 
 
+# --- retry, many at once --------------------------------------------------------------------------
+
+
+def test_many_are_retried_at_once(aegis: CommandLine, living: Deployment) -> None:
+    broken = living.folder / "broken-many"
+    broken.touch()
+    for number in range(3):
+        message = "the line is dead" if number else "something else"
+        start(aegis, "Fragile", f"many-{number}", json.dumps({"while_there": str(broken), "message": message}))
+    for number in range(3):
+        living.await_status(f"many-{number}", "failed")
+    chosen = ("--all", "--type", "Fragile", "--state", "ill", "--status", "failed", "--error", "LINE is dead")
+    said = aegis("retry", *chosen, "--dry-run")
+    assert (said.status, the_line(said)) == (0, "2 workflows would be retried")
+    assert aegis("retry", *chosen, "--older-than", "9d", "--json").document() == {"retried": 0}
+    broken.unlink()
+    said = aegis("retry", *chosen, "--reason", "mended", "--json")
+    assert (said.status, said.document()) == (0, {"retried": 2})
+    for number in (1, 2):
+        living.await_status(f"many-{number}", "completed")
+    assert living.status("many-0") == "failed"
+    told = aegis("history", "many-1", "--json").document()
+    assert "mended" in json.dumps(told)
+    assert the_line(aegis("retry", "--all", "--type", "Fragile", "--limit", "1")) == "1 workflow retried"
+    living.await_status("many-0", "completed")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (),
+        ("an-id", "--all"),
+        ("an-id", "--type", "Fragile"),
+        ("an-id", "--dry-run"),
+        ("an-id", "--older-than", "1d"),
+        ("an-id", "--limit", "1"),
+        ("--all", "--limit", "0"),
+        ("--all", "--status", "completed"),
+        ("--all", "--older-than", "soon"),
+        ("--type", "Fragile"),
+    ],
+)
+def test_a_retry_that_makes_no_sense_is_refused(aegis: CommandLine, given: tuple[str, ...]) -> None:
+    said = aegis("retry", *given)
+    assert said.status == 2
+    assert len(said.stderr.splitlines()) == 1
+
+
+def test_an_event_is_sent_with_a_reason(aegis: CommandLine, living: Deployment) -> None:
+    paper(aegis, living, "reasoned")
+    assert aegis("send", "reasoned", "decide", '{"yes": false}', "--reason", "too long").status == 0
+    living.await_status("reasoned", "completed")
+    assert "too long" in json.dumps(aegis("history", "reasoned", "--json").document())
+
+
 # --- wait -----------------------------------------------------------------------------------------
 
 

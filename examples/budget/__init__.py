@@ -1,0 +1,1 @@
+"""A budget that two people approve, neither of whom asked for it."""
