@@ -111,7 +111,7 @@ def _broker() -> Redis:
 
 
 def _queued() -> int:
-    return int(_broker().llen(f"{settings().broker_prefix}{settings().queue}"))
+    return Broker(make_app(settings())).lengths([None])[None]
 
 
 def _check(true: bool) -> None:

@@ -180,6 +180,8 @@ class WorkflowRow(Base):
             postgresql_ops={"attributes": "jsonb_path_ops"},
             **_where("attributes <> '{}'"),
         ).ddl_if(dialect="postgresql"),
+        # Few have a priority: the sweep finds them first, and the others pay nothing for it.
+        Index("aegis_workflow_urgent", "priority", "due_at", **_where("due_at IS NOT NULL AND priority > 0")),
         CheckConstraint("priority BETWEEN 0 AND 9", name="aegis_workflow_priority_range"),
         # Those that people look for, and that are few.
         Index(

@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Text, and_, case, cast, delete, func, null, or_, select, update
 
 from ..core.recovery import Claimed, Due, Heartbeat, Policy
+from ..core.starting import HIGHEST_PRIORITY
 from . import sql
 from .models import SweepRow, WorkerRow, WorkflowRow
 
@@ -152,11 +153,12 @@ def release(connection: Connection, abandoned: Sequence[Claimed]) -> int:
 # --- what is due --------------------------------------------------------------------------
 
 
-def due(connection: Connection, known: Collection[str], limit: int) -> list[Due]:
-    """Lock and return workflows of which nothing was heard for too long, the oldest first.
+def due(connection: Connection, known: Collection[str], limit: int, *, urgent: bool | None = None) -> list[Due]:
+    """Lock and return workflows of which nothing was heard for too long: the most urgent first, then the oldest.
 
     Only of the types in ``known``: a bell that no living worker understands would be thrown away,
-    so these stay due, and are found as soon as such a worker lives.
+    so these stay due, and are found as soon as such a worker lives. ``urgent`` is whether to look only at
+    those that have a priority, or only at those that have none: each is found by an index of its own.
     """
     kind = WorkflowRow.type + "/" + cast(WorkflowRow.version, Text)
     rows = connection.execute(
@@ -171,8 +173,8 @@ def due(connection: Connection, known: Collection[str], limit: int) -> list[Due]
             WorkflowRow.strayed > 0,
             WorkflowRow.priority,
         )
-        .where(WorkflowRow.due_at <= sql.now(), kind.in_(known))
-        .order_by(WorkflowRow.due_at)
+        .where(WorkflowRow.due_at <= sql.now(), kind.in_(known), *_of_priority(urgent))
+        .order_by(WorkflowRow.priority.desc(), WorkflowRow.due_at)
         .limit(limit)
         # Two sweeps at once share the work instead of queueing for it.
         .with_for_update(skip_locked=True)
@@ -197,6 +199,13 @@ def is_due(connection: Connection, known: Collection[str]) -> bool:
     kind = WorkflowRow.type + "/" + cast(WorkflowRow.version, Text)
     late = select(WorkflowRow.id).where(WorkflowRow.due_at <= sql.now(), kind.in_(known)).limit(1)
     return connection.execute(late).one_or_none() is not None
+
+
+def _of_priority(urgent: bool | None) -> tuple[ColumnElement[bool], ...]:
+    if urgent is None:
+        return ()
+    # Said one by one: so each is a range of their index, and what sleeps is not read.
+    return (WorkflowRow.priority.in_(range(1, HIGHEST_PRIORITY + 1)),) if urgent else (WorkflowRow.priority == 0,)
 
 
 def look_again(connection: Connection, looks: Mapping[str, timedelta]) -> None:

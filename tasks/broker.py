@@ -15,6 +15,7 @@ from ..config.logging import get_logger
 from ..config.settings import safe_url
 from ..core.bell import Bell
 from ..core.errors import BrokerUnavailable
+from ..core.starting import HIGHEST_PRIORITY
 
 T = TypeVar("T")
 
@@ -23,6 +24,8 @@ TRANSITION: Final = "aegis.transition"
 _MARK: Final = "aegis.mark"
 # How long a broker that did not answer is not asked again (seconds).
 _AWAY_FOR: Final = 1.0
+# Of a queue in Redis: kombu's own, which an app has that says nothing about it.
+PRIORITY_STEPS: Final = (0, 3, 6, 9)
 _WORKFLOWS: Final = uuid.uuid5(uuid.NAMESPACE_URL, "aegis:workflow")
 
 log = get_logger(__name__)
@@ -120,7 +123,8 @@ class Broker:
             ignore_result=True,
         )
         queue = bell.queue or self._app.conf.task_default_queue
-        amqp.send_task_message(producer, TRANSITION, message, queue=queue, retry=False)
+        priority = _told(bell.priority, producer.connection.transport.driver_type)
+        amqp.send_task_message(producer, TRANSITION, message, queue=queue, retry=False, priority=priority)
 
     def _length(self, queue: str) -> int:
         def ask(producer: Any) -> int:
@@ -153,6 +157,17 @@ class Broker:
 def _connect(connection: Any) -> None:
     """Connect, if it is not: once to each host. Left to itself, kombu goes on trying for six seconds."""
     connection.ensure_connection(max_retries=max(0, len(connection.alt) - 1), interval_start=0, interval_step=0)
+
+
+def _told(priority: int, transport: str) -> int:
+    """Return how a broker is told a priority, 0 to 9: in kombu's Redis, 0 is the most urgent.
+
+    There each step is a list of its own. Only those steps are used that every app has which was not told
+    otherwise: what is put on another list, such an app would never read.
+    """
+    if transport != "redis":
+        return priority
+    return max(step for step in PRIORITY_STEPS if step <= HIGHEST_PRIORITY - priority)
 
 
 def _reason(error: BaseException) -> str:

@@ -109,10 +109,11 @@ def _ring_due(database: Database, broker: Doorbell, policy: Policy, known: froze
     # Also those that nobody listens to: they are as long as they are, and must not get longer each time.
     lengths = broker.lengths(queues) if queues else {}
     rung = strays = 0
+    urgent = True  # first those that have a priority; there are few, or none
     for _ in range(_MOST_BATCHES):
         with database.transaction() as session:
             connection = session.connection()
-            due = watch.due(connection, known, _BATCH)
+            due = watch.due(connection, known, _BATCH, urgent=urgent)
             chosen = recovery.to_ring(due, lengths, policy)
             later = recovery.postponed(chosen, policy.most_strays - strays)
             chosen = [row for row in chosen if row.workflow_id not in later]
@@ -126,8 +127,11 @@ def _ring_due(database: Database, broker: Doorbell, policy: Policy, known: froze
                 watch.unheard_of(connection, [row.workflow_id for row in chosen])
             break
         rung += len(chosen)
-        if len(due) < _BATCH:
+        if len(due) == _BATCH:
+            continue
+        if not urgent:
             break
+        urgent = False
     return rung
 
 

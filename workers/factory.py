@@ -9,6 +9,7 @@ from celery.app.amqp import AMQP
 from kombu import Connection
 
 from ..config.settings import Settings
+from ..tasks.broker import PRIORITY_STEPS
 from ..tasks.entry import install
 from .heartbeat import HeartbeatStep
 from .schedule import schedule
@@ -44,6 +45,7 @@ def make_app(settings: Settings) -> Celery:
             "unacked_restore_limit": 100,  # each restore blocks the parent's loop
             "unacked_mutex_expire": 30,  # the default: 300 s of no restores after a crash
             "global_keyprefix": settings.broker_prefix,
+            "priority_steps": list(PRIORITY_STEPS),
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,

@@ -93,8 +93,8 @@ def test_a_worker_looks_for_a_broker_that_is_away_every_two_seconds(monkeypatch:
 def test_part_of_the_queue_lost(deployment: Deployment) -> None:
     """The mark is still there, so nobody knows; each row's own due_at does it."""
     start_many(deployment, pause=0)
-    queue = f"{deployment.settings.broker_prefix}{deployment.settings.queue}"
-    deployment.broker.ltrim(queue, 0, MANY // 2)
+    deployment.broker.ltrim(deployment.list_of(), 0, MANY // 2 - 1)
+    assert Broker(deployment.app).lengths([None]) == {None: MANY // 2}
     deployment.beat()
     deployment.worker(concurrency=2)
     deployment.await_all("completed", MANY)
@@ -117,13 +117,13 @@ def test_an_event_whose_bell_was_lost_is_taken_all_the_same(deployment: Deployme
 
 def test_the_sweep_does_not_flood_a_queue_that_is_only_long(deploy: Callable[..., Deployment]) -> None:
     deployment = deploy(AEGIS_RING_GRACE="0.5")
-    queue = f"{deployment.settings.broker_prefix}{deployment.settings.queue}"
-    Broker(deployment.app).remember()
+    broker = Broker(deployment.app)
+    broker.remember()
     deployment.worker()  # it lives, and is too slow
     start_many(deployment, pause=0.1)
     deployment.beat()
     longest = 0
     while len(deployment.engine.list(status="completed", limit=1000)) < MANY:
-        longest = max(longest, int(deployment.broker.llen(queue)))
+        longest = max(longest, broker.lengths([None])[None])
     assert longest <= MANY + 20, "bells pile up"
     deployment.assert_sound()

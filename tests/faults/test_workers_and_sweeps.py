@@ -27,19 +27,18 @@ def test_two_beats_at_once_and_a_hundred_workflows(deployment: Deployment) -> No
     deployment.workers(2)
     for number in range(100):
         deployment.ledger.accepted(deployment.engine.start(Steps(), id=f"steps-{number:03d}").id)
-    deployment.broker.delete(f"{deployment.settings.broker_prefix}{deployment.settings.queue}")
+    deployment.empty_queue()
     deployment.await_all("completed", 100)
     deployment.assert_sound()
 
 
 def test_sweeps_at_once_share_the_work(deployment: Deployment) -> None:
     """Every due workflow is rung once, whoever of the four sweeps finds it."""
-    queue = f"{deployment.settings.broker_prefix}{deployment.settings.queue}"
     broker = Broker(deployment.app)
     broker.remember()
     for number in range(200):
         deployment.engine.start(Steps(), id=f"steps-{number:03d}")
-    deployment.broker.delete(queue)
+    deployment.empty_queue()
     alive = Worker(id="w", host="h", pid=1, pids=(1,), queues=("aegis",), types=("Steps/1",))
     with deployment.database.statement() as connection:
         watch.beat(connection, alive)
@@ -47,7 +46,7 @@ def test_sweeps_at_once_share_the_work(deployment: Deployment) -> None:
     with ThreadPoolExecutor(4) as pool:
         swept = list(pool.map(lambda _: sweep(deployment.database, broker, deployment.settings.recovery), range(4)))
     assert sum(one.rung for one in swept) == 200
-    assert deployment.broker.llen(queue) == 200
+    assert broker.lengths([None]) == {None: 200}
 
 
 def test_two_workers_and_one_workflow(deployment: Deployment) -> None:

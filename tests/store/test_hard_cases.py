@@ -324,7 +324,7 @@ def test_a_verb_that_was_given_up_for_another_is_tried_again(
 
     assert engine._write(deadlock) == "done"
     assert len(tried) == 3
-    monkeypatch.setattr("aegis.persistence.durable._MOST_TRIES", 2)
+    monkeypatch.setattr("aegis.persistence.database._MOST_TRIES", 2)
     tried.clear()
     with pytest.raises(OperationalError):
         engine._write(deadlock)

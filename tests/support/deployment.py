@@ -19,7 +19,7 @@ from aegis.persistence.database import Database
 from aegis.persistence.durable import DurableWorkflowEngine
 from aegis.persistence.operations import Terms
 from aegis.persistence.watch import heartbeats
-from aegis.tasks.broker import Broker
+from aegis.tasks.broker import PRIORITY_STEPS, Broker
 from aegis.testing.invariants import Rules, check
 from aegis.testing.ledger import Ledger
 from aegis.workers.factory import make_app
@@ -107,6 +107,15 @@ class Deployment:
         with self.database.statement() as connection:
             ids = [beat.worker_id for beat in heartbeats(connection)]
         return next((worker for worker in ids if worker.startswith(f"{node.name()}/")), None)
+
+    def empty_queue(self) -> None:
+        """Lose every bell on the default queue, whatever its priority."""
+        self.broker.delete(*(self.list_of(step) for step in PRIORITY_STEPS))
+
+    def list_of(self, step: int = PRIORITY_STEPS[-1]) -> str:
+        """The list in Redis that holds a step of the default queue; that of no priority by default."""
+        queue = f"{self.settings.broker_prefix}{self.settings.queue}"
+        return f"{queue}\x06\x16{step}" if step else queue
 
     def stop(self) -> None:
         """End every process that this test started, at once: what it showed, it has shown."""

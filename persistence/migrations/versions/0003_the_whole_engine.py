@@ -53,6 +53,12 @@ def upgrade() -> None:
         postgresql_ops={"attributes": "jsonb_path_ops"},
         postgresql_where=sa.text("attributes <> '{}'"),
     )
+    op.create_index(
+        "aegis_workflow_urgent",
+        "aegis_workflow",
+        ["priority", "due_at"],
+        postgresql_where=sa.text("due_at IS NOT NULL AND priority > 0"),
+    )
     op.add_column("aegis_event", sa.Column("reason", sa.Text()))
     op.add_column("aegis_checkpoint", sa.Column("mac", sa.LargeBinary()))
     op.add_column("aegis_checkpoint", sa.Column("mac_key", sa.Text()))
@@ -97,6 +103,7 @@ def downgrade() -> None:
     op.drop_column("aegis_checkpoint", "mac_key")
     op.drop_column("aegis_checkpoint", "mac")
     op.drop_column("aegis_event", "reason")
+    op.drop_index("aegis_workflow_urgent", table_name="aegis_workflow")
     op.drop_index("aegis_workflow_attributes", table_name="aegis_workflow")
     op.drop_index("aegis_workflow_singleton", table_name="aegis_workflow")
     op.drop_constraint("aegis_workflow_priority_range", "aegis_workflow", type_="check")
