@@ -33,4 +33,4 @@ def engine() -> DurableWorkflowEngine:
 
     logging.configure(settings().model_copy(update={"log_level": "error"}))
     load_workflows(settings().workflows)
-    return Engine()
+    return Engine(Database(settings().database))  # whatever is configured: a command's own memory would be no use

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from .outage import (
     is_transient,
     is_unavailable,
     reason_of,
+    sqlstate,
 )
 from .statements import Hot
 
@@ -98,9 +100,12 @@ class Database:
         self._single = self.engine.execution_options(**_SINGLE[self.kind])
         self._moment = self.engine.execution_options(**_MOMENT[self.kind])
         self._direct = threading.local()
-        # What is in memory is there as long as somebody has it open.
-        self._kept = self.engine.raw_connection() if self.in_memory else None
+        self._kept = self._keep()
         _databases.add(self)
+
+    def clock(self) -> int:
+        """Return the time of SQLite's, in microseconds since 1970: it has none of its own."""
+        return time.time_ns() // 1000
 
     @property
     def is_sqlite(self) -> bool:
@@ -111,6 +116,10 @@ class Database:
     def in_memory(self) -> bool:
         """Whether it ends with this process."""
         return sqlite.is_in_memory(self.address)
+
+    def _keep(self) -> Any:
+        """Hold on to what is in memory: it is there as long as somebody has it open."""
+        return self.engine.raw_connection() if self.in_memory else None
 
     def _address(self, url: str) -> URL:
         if sqlite.is_address(url):
@@ -128,7 +137,7 @@ class Database:
         sizes = {"pool_size": pool_size, "max_overflow": pool_size}
         if sqlite.is_address(str(self.address)):
             made = create_engine(self.address, **sizes, connect_args={"timeout": sqlite.PATIENCE})
-            sqlite.prepare(made)
+            sqlite.prepare(made, self.clock)
             return made
         try:
             made = create_engine(
@@ -142,7 +151,7 @@ class Database:
         except ModuleNotFoundError as error:
             remedy = "pip install 'aegis-workflows[binary]'"
             raise ConfigurationError(self.url, f"its driver {error.name} is not installed", remedy) from error
-        event.listen(made, "handle_error", _see_through)
+        event.listen(made, "handle_error", see_through)
         return made
 
     @contextmanager
@@ -234,6 +243,10 @@ class Database:
         proxy = self.engine.raw_connection()
         proxy.detach()
         return proxy.dbapi_connection
+
+    def pause(self, seconds: float) -> None:
+        """Wait, between two looks at something."""
+        time.sleep(seconds)
 
     def ping(self) -> None:
         """Ask for a sign of life.
@@ -367,8 +380,9 @@ def _is_spoiled(session: Session) -> bool:
     return driver.closed or driver.info.transaction_status not in _SOUND
 
 
-def _see_through(context: ExceptionContext) -> None:
-    if getattr(context.original_exception, "pgcode", None) in GONE:
+def see_through(context: ExceptionContext) -> None:
+    """Have SQLAlchemy give up a connection whose server is gone."""
+    if sqlstate(context.original_exception) in GONE:
         context.is_disconnect = True
 
 

@@ -595,7 +595,7 @@ class DurableWorkflowEngine:
             left = _LONGEST_LOOK if deadline is None else deadline - time.monotonic()
             if timeout is not None and left <= 0:
                 raise WaitTimeout(id, timeout, row.status, row.state)
-            time.sleep(min(pause, left))
+            self.database.pause(min(pause, left))
             pause = min(pause * 1.5, _LONGEST_LOOK)
         return row
 

@@ -46,7 +46,7 @@ def is_unavailable(error: BaseException) -> bool:
         return error.connection_invalidated or is_unavailable(error.orig or error.__cause__ or Exception())
     if (lite := _lite_code(error)) is not None:
         return lite in _LITE_AWAY
-    if (code := _sqlstate(error)) is not None:
+    if (code := sqlstate(error)) is not None:
         return code in GONE or code.startswith(_AWAY)
     # Without a code the server never answered: the connection was refused, broken off, or timed out. What
     # asyncpg cannot send at all is an InterfaceError as well, made from a ValueError or a TypeError.
@@ -57,7 +57,7 @@ def is_unavailable(error: BaseException) -> bool:
 def is_forbidden(error: BaseException) -> bool:
     """Whether our user has no right to what was asked."""
     original = _original(error)
-    return _sqlstate(original) == _FORBIDDEN or _lite_code(original) in _LITE_FORBIDDEN
+    return sqlstate(original) == _FORBIDDEN or _lite_code(original) in _LITE_FORBIDDEN
 
 
 def is_no_database(error: BaseException) -> bool:
@@ -68,14 +68,14 @@ def is_no_database(error: BaseException) -> bool:
 def is_transient(error: BaseException) -> bool:
     """Whether the database gave this up in favour of another: a deadlock, a serialization failure, a lock not had."""
     original = _original(error)
-    return (_sqlstate(original) or "").startswith(_IN_FAVOUR) or _lite_code(original) in _LITE_IN_FAVOUR
+    return (sqlstate(original) or "").startswith(_IN_FAVOUR) or _lite_code(original) in _LITE_IN_FAVOUR
 
 
 def is_too_slow(error: BaseException) -> bool:
     """Whether a statement was given up because it took longer than it may."""
     original = _original(error)
     cause = original.__cause__ if isinstance(original, DatabaseUnavailable) else None
-    return _sqlstate(original) == _TOO_SLOW or (cause is not None and is_too_slow(cause))
+    return sqlstate(original) == _TOO_SLOW or (cause is not None and is_too_slow(cause))
 
 
 def reason_of(error: BaseException) -> str:
@@ -90,8 +90,9 @@ def _original(error: BaseException) -> BaseException:
     return original or error
 
 
-def _sqlstate(error: BaseException) -> str | None:
-    code = getattr(error, "pgcode", None)
+def sqlstate(error: BaseException) -> str | None:
+    """Return PostgreSQL's code of an error."""
+    code = getattr(error, "pgcode", None) or getattr(error, "sqlstate", None)  # psycopg2 and asyncpg
     return code if isinstance(code, str) else None
 
 

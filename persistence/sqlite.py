@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import sqlite3
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -89,19 +88,12 @@ def is_in_memory(url: URL) -> bool:
     return url.query.get("vfs") == "memdb"
 
 
-def prepare(engine: Engine, clock: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+def prepare(engine: Engine, clock: Callable[[], int]) -> None:
     """Have an engine's connections be what the statements expect; ``clock`` tells microseconds since 1970."""
 
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver begins nothing: ``began`` does
-        for name, count, function in (
-            ("clock_timestamp", 0, clock),
-            ("statement_timestamp", 0, clock),
-            ("greatest", -1, _greatest),
-            ("least", -1, _least),
-            ("power", 2, _power),
-        ):
-            connection.create_function(name, count, function)
+        teach(connection, clock)
         cursor = connection.cursor()
         for pragma in _PRAGMAS:
             cursor.execute(pragma)
@@ -115,6 +107,18 @@ def prepare(engine: Engine, clock: Callable[[], int] = lambda: time.time_ns() //
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "begin", began)
+
+
+def teach(connection: Any, clock: Callable[[], int]) -> None:
+    """Give a driver's connection the functions that the statements call."""
+    for name, count, function in (
+        ("clock_timestamp", 0, clock),
+        ("statement_timestamp", 0, clock),
+        ("greatest", -1, _greatest),
+        ("least", -1, _least),
+        ("power", 2, _power),
+    ):
+        connection.create_function(name, count, function)
 
 
 @contextmanager

@@ -1,33 +1,25 @@
-"""The blocking engine: ``from aegis.sync import DurableWorkflowEngine``.
-
-This is where the parts meet: the engine of ``persistence``, and the bell of ``tasks``.
-"""
+"""The blocking engine: ``from aegis.sync import DurableWorkflowEngine``. ``aegis`` has the same, awaited."""
 
 from __future__ import annotations
 
-import getpass
-from datetime import timedelta
+from types import TracebackType
+from typing import Self
 
 from celery import Celery
 
-from .config.keys import active_mac_key
-from .config.settings import settings
+from .assembly import assemble
 from .core.errors import AegisError
-from .core.names import check_name
 from .core.starting import Start
 from .persistence import schema
 from .persistence.database import Database
 from .persistence.durable import DurableWorkflowEngine as _Engine
 from .persistence.durable import Handle
-from .persistence.operations import Terms
 from .persistence.records import Checkpoint, Effect, WorkflowSummary, WorkflowTransition
-from .tasks.broker import Broker
-from .tasks.scrub import sources
-from .workers.factory import make_app
 
 __all__ = [
     "AegisError",
     "Checkpoint",
+    "Database",
     "DurableWorkflowEngine",
     "Effect",
     "Handle",
@@ -40,38 +32,45 @@ __all__ = [
 class DurableWorkflowEngine(_Engine):
     """Start workflows, send them events, read and steer them. Blocking; safe for many threads.
 
-    Without arguments it uses what ``AEGIS_DATABASE_URL`` and ``AEGIS_BROKER_URL`` name, or the
-    private servers of ``aegis up``. ``persistence`` is a ``Database`` of your own; ``app`` is the
-    Celery app whose broker is rung; ``actor`` is who the history says acted, ``user:<login>`` by
-    default.
+    ``persistence`` is a ``Database``, or the address of one: ``postgresql://...``, ``sqlite:///file.db``,
+    or ``sqlite://`` for one in memory. Without it the engine uses what ``AEGIS_DATABASE_URL`` and
+    ``AEGIS_BROKER_URL`` name, or the private servers of ``aegis up``; and where there is nothing at all, a
+    database in memory, which it says when it starts. On SQLite the engine runs the workflows itself, in a
+    thread of this process, until ``close``.
+
+    ``app`` is the Celery app whose broker is rung; ``actor`` is who the history says acted,
+    ``user:<login>`` by default.
     """
 
     def __init__(
-        self, persistence: Database | None = None, *, app: Celery | None = None, actor: str | None = None
+        self, persistence: Database | str | None = None, *, app: Celery | None = None, actor: str | None = None
     ) -> None:
         """Connect, and check that the database has the schema that is needed.
 
         Raises:
-            ConfigurationError: a setting cannot be used.
+            ConfigurationError: a setting, an address or an argument cannot be used.
             DatabaseUnavailable: the database does not answer.
             SchemaMismatch: `aegis db upgrade` has to be run.
 
         """
-        configured = settings()
-        database = Database(configured.database) if persistence is None else persistence
-        schema.check(database)
-        terms = Terms(
-            actor=check_name("actor", f"user:{_login()}" if actor is None else actor),
-            grace=timedelta(seconds=configured.ring_grace),
-            max_bytes=configured.max_bytes,
-            mac_key=active_mac_key(configured),
-        )
-        ring = Broker(make_app(configured) if app is None else app).ring
-        super().__init__(database, ring, terms, sources(configured))
+        parts = assemble(persistence, app=app, actor=actor)
+        schema.check(parts.database)
+        self._runner, self._owned = parts.runner, parts.owned
+        super().__init__(parts.database, parts.ring, parts.terms, parts.sources)
+        if parts.runner is not None:
+            parts.runner.start()
 
+    def close(self) -> None:
+        """Let the handlers that this engine runs finish; and close the database, unless it was handed over as one."""
+        if self._runner is not None:
+            self._runner.stop()
+        if self._owned:
+            self.database.close()
 
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container that runs as a uid without a name
-        return "unknown"
+    def __enter__(self) -> Self:
+        """Return the engine, which is closed at the end."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Close it."""
+        self.close()

@@ -1,0 +1,145 @@
+"""The way to the database for those who must not block: the same ``Database``, over asyncpg and aiosqlite.
+
+What uses it is written once, for the blocking drivers, and runs inside ``spawn``: there each wait for the
+database, and each ``in_thread``, gives the event loop to others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, ParamSpec, TypeVar
+
+from sqlalchemy import URL, Engine, event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.util import await_only, greenlet_spawn
+from typing_extensions import override
+
+from ..core.errors import ConfigurationError, DatabaseUnavailable
+from . import sqlite
+from .database import Database, see_through
+from .outage import reason_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_INSTALL: Final = "pip install 'aegis-workflows[async]'"
+_CONNECT_TIMEOUT: Final = 5.0
+# What libpq, and so psycopg2, is told by, and asyncpg would send on to the server.
+_LIBPQ_ALONE: Final = (
+    *("connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
+    *("tcp_user_timeout", "gssencmode", "channel_binding", "fallback_application_name", "application_name"),
+)
+# Linux's own names, as far as there are any: a host that went dark is noticed in seconds.
+_KEEPALIVE: Final[Mapping[str, int]] = {
+    "TCP_KEEPIDLE": 5,
+    "TCP_KEEPINTVL": 2,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 10_000,
+}
+# Threads for what can only block: ringing, and verifying what is long.
+_THREADS: Final = 4
+
+
+async def spawn(act: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """Run what was written to block; the event loop goes on while it waits."""
+    done: T = await greenlet_spawn(partial(act, *args, **options))
+    return done
+
+
+class AsyncDatabase(Database):
+    """The database of another ``Database``, over a driver that does not block; to be used inside ``spawn`` alone.
+
+    Its connections belong to the event loop that they were made in.
+
+    Raises:
+        ConfigurationError: the driver is not installed.
+
+    """
+
+    def __init__(self, blocking: Database, *, pool_size: int = 5) -> None:
+        self._blocking = blocking  # what is in memory is kept by that one
+        self._threads: ThreadPoolExecutor | None = None
+        super().__init__(blocking.address.render_as_string(hide_password=False), pool_size=pool_size)
+
+    @override
+    def _keep(self) -> None:
+        """Leave it to the other one."""
+
+    @override
+    def _address(self, url: str) -> URL:
+        driver = "sqlite+aiosqlite" if self._blocking.is_sqlite else "postgresql+asyncpg"
+        return self._blocking.address.set(drivername=driver)
+
+    @override
+    def _engine(self, pool_size: int, *, pre_ping: bool) -> Engine:
+        sizes = {"pool_size": pool_size, "max_overflow": pool_size}
+        try:
+            if self._blocking.is_sqlite:
+                self._async = create_async_engine(self.address, **sizes, connect_args={"timeout": sqlite.PATIENCE})
+                sqlite.prepare(self._async.sync_engine, self._blocking.clock)
+            else:
+                self._async = self._postgresql(sizes, pre_ping=pre_ping)
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(self.url, f"its driver {error.name} is not installed", _INSTALL) from error
+        return self._async.sync_engine
+
+    def _postgresql(self, sizes: Mapping[str, Any], *, pre_ping: bool) -> AsyncEngine:
+        made = create_async_engine(
+            "postgresql+asyncpg://",
+            **sizes,
+            pool_pre_ping=pre_ping,
+            async_creator=self._connect,
+            isolation_level="READ COMMITTED",
+        )
+        event.listen(made.sync_engine, "handle_error", see_through)
+        return made
+
+    async def _connect(self) -> Any:
+        import asyncpg  # noqa: PLC0415 - who uses SQLite needs no driver for PostgreSQL
+
+        plain = self.address.set(drivername="postgresql").difference_update_query(_LIBPQ_ALONE)
+        try:
+            made = await asyncpg.connect(
+                plain.render_as_string(hide_password=False),
+                timeout=_CONNECT_TIMEOUT,
+                server_settings={"application_name": "aegis"},
+            )
+        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise DatabaseUnavailable(self.url, reason_of(error)) from error
+        _keep_alive(made)
+        return made
+
+    # --- what else would block --------------------------------------------------------------------
+
+    @override
+    def pause(self, seconds: float) -> None:
+        await_only(asyncio.sleep(seconds))
+
+    def in_thread(self, act: Callable[[], T]) -> T:
+        """Do what can only block in a thread; the event loop goes on meanwhile."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="aegis-blocking")
+        return await_only(asyncio.get_running_loop().run_in_executor(self._threads, act))
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._async.dispose()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+            self._threads = None
+
+
+def _keep_alive(connection: Any) -> None:
+    """Have the kernel notice a host that went dark, as libpq has it do."""
+    transport = getattr(connection, "_transport", None)
+    made = None if transport is None else transport.get_extra_info("socket")
+    if made is None or made.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if (option := getattr(socket, name, None)) is not None:
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
