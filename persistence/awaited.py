@@ -212,6 +212,41 @@ class DurableWorkflowEngine(Spawning):
         """
         return await self._spawn(lambda engine: engine.retry(id, reason=reason, deadline=deadline))
 
+    async def retry_all(
+        self,
+        *,
+        type: type[Workflow] | str | None = None,  # noqa: A002
+        state: str | None = None,
+        status: str | None = None,
+        error: str | None = None,
+        older_than: timedelta | None = None,
+        limit: int | None = None,
+        reason: str = "",
+        dry_run: bool = False,
+    ) -> int:
+        """Try again all that are failed or quarantined, or those of them that everything given is true of.
+
+        ``error`` is a part of the error's type or message. They are retried in batches, each in a
+        transaction of its own; what cannot be retried is logged, and left as it is. Returns how many
+        were retried; with ``dry_run``, how many would be.
+
+        Raises:
+            InvalidData, InvalidName, NotCanonical: nothing was retried.
+
+        """
+        return await self._spawn(
+            lambda engine: engine.retry_all(
+                type=type,
+                state=state,
+                status=status,
+                error=error,
+                older_than=older_than,
+                limit=limit,
+                reason=reason,
+                dry_run=dry_run,
+            )
+        )
+
     async def cancel(self, id: str, *, reason: str = "") -> None:  # noqa: A002
         """End a workflow here; a handler that runs now is not recorded."""
         await self._spawn(lambda engine: engine.cancel(id, reason=reason))
@@ -314,7 +349,8 @@ class DurableWorkflowEngine(Spawning):
     async def resume_all_pending(self, workflow: type[W]) -> list_of[Handle[W]]:
         """Ring every workflow of a type that could run now and is in nobody's hands; return them.
 
-        Also those that wait while there are events for them: a new deployment may take these.
+        Also those that wait while there are events for them: a new deployment may take these. And those of older
+        versions that the class can read: they are upgraded, instead of when something next happens to them.
         """
         return self._own(await self._spawn(lambda engine: engine.resume_all_pending(workflow)))
 
@@ -345,7 +381,8 @@ class DurableWorkflowEngine(Spawning):
             WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more, or no checkpoint at ``seq``.
             DataErased, CheckpointPruned: it was removed on purpose.
             HistoryBroken: the checkpoint is not the one that was committed.
-            UnknownWorkflowType: its class is not loaded in this process.
+            UnknownWorkflowType, UnknownVersion: its class is not loaded in this process, or cannot read that version.
+            UpgradeFailed, InvalidData: an upgrade failed, or the data does not fit the class that is loaded.
 
         """
         return await self._spawn(lambda engine: engine.load(id, seq=seq, at=at))

@@ -52,6 +52,7 @@ __all__ = [
 
 _MOST_TRIES: Final = 5
 _MILLISECOND: Final = timedelta(milliseconds=1)
+_MICROSECOND: Final = timedelta(microseconds=1)
 _CONNECT: Final = {
     "connect_timeout": 5,
     # A host that went dark is noticed in seconds instead of the kernel's two hours.
@@ -94,6 +95,8 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 5, pre_ping: bool = True) -> None:
         self.url = safe_url(url)
         self.address = self._address(url)
+        self.shift = timedelta(0)
+        """How far ahead of the real time a test wants SQLite's to be."""
         self.engine = self._engine(pool_size, pre_ping=pre_ping)
         self.kind = self.engine.dialect.name
         """``postgresql`` or ``sqlite``."""
@@ -105,7 +108,7 @@ class Database:
 
     def clock(self) -> int:
         """Return the time of SQLite's, in microseconds since 1970: it has none of its own."""
-        return time.time_ns() // 1000
+        return time.time_ns() // 1000 + self.shift // _MICROSECOND
 
     @property
     def is_sqlite(self) -> bool:

@@ -21,7 +21,7 @@ import pytest
 from deployment import Deployment
 from sqlalchemy import BigInteger, DateTime, Integer, LargeBinary, SmallInteger, Text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from aegis import AegisError, Context, Retry, Workflow, transition
 from aegis.cli.main import aegis
@@ -30,6 +30,7 @@ from aegis.core import errors
 from aegis.core.canonical import load
 from aegis.core.verify import Code
 from aegis.persistence import models
+from aegis.persistence.statements import DIALECT
 from aegis.sync import DurableWorkflowEngine
 
 ROOT = Path(__file__).parents[2]
@@ -277,13 +278,18 @@ def test_tables_names_every_table_and_no_other() -> None:
     assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == list(models.Base.metadata.tables)
 
 
+def in_postgresql(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    found = type_.dialect_impl(DIALECT)
+    return found.impl_instance if isinstance(found, TypeDecorator) else found
+
+
 @pytest.mark.parametrize("name", models.Base.metadata.tables)
 def test_tables_names_every_column_with_its_type(name: str) -> None:
     written = [(quoted(cells[0])[0], cells[1]) for cells in rows(section(REFERENCE / "tables.md", name))]
     columns = models.Base.metadata.tables[name].columns
     there = []
     for column in columns:
-        kind = next(word for base, word in TYPES if isinstance(column.type, base))
+        kind = next(word for base, word in TYPES if isinstance(in_postgresql(column.type), base))
         there.append((column.name, f"{kind}, null" if column.nullable else kind))
     assert written == there
 
