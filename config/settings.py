@@ -21,6 +21,7 @@ from ..core.errors import ConfigurationError
 from ..core.machine import is_queue_name
 from ..core.recovery import Policy
 from .home import Home, default_home
+from .hosts import several_hosts
 
 PREFIX: Final = "AEGIS_"
 # What the project's own tests are told; not settings of the product.
@@ -132,11 +133,11 @@ class Settings(BaseModel):
         """Name the driver: SQLAlchemy's own default for a plain ``postgresql://`` is another one."""
         for plain in ("postgresql://", "postgres://"):
             if value.startswith(plain):
-                return "postgresql+psycopg2://" + value.removeprefix(plain)
+                return several_hosts("postgresql+psycopg2://" + value.removeprefix(plain))
         if value and not value.startswith("postgresql+psycopg2://"):
             msg = "it is not a postgresql:// address"
             raise ValueError(msg)
-        return value
+        return several_hosts(value)
 
     @field_validator("broker_url", mode="after")
     @classmethod

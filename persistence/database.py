@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session as Session  # noqa: PLC0414 - for those who m
 
 from ..config.settings import safe_url
 from ..core.errors import ConfigurationError, DatabaseUnavailable, InvalidHandlerResult
-from . import plain, sql, sqlite
+from . import hosts, plain, sql, sqlite
 from .outage import (
     GONE,
     is_forbidden,
@@ -53,15 +53,6 @@ __all__ = [
 _MOST_TRIES: Final = 5
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_CONNECT: Final = {
-    "connect_timeout": 5,
-    # A host that went dark is noticed in seconds instead of the kernel's two hours.
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,
-    "application_name": "aegis",
-}  # and no options: poolers in between refuse, or ignore, what they cannot keep apart
 # One statement is one transaction there, and one round trip instead of three; and one moment of the database.
 _SINGLE: Final[Mapping[str, Mapping[str, Any]]] = {
     "postgresql": {"isolation_level": "AUTOCOMMIT"},
@@ -147,14 +138,19 @@ class Database:
                 self.address,
                 **sizes,
                 pool_pre_ping=pre_ping,
-                connect_args=_CONNECT,
+                connect_args=hosts.connect_args(self.address),
                 # Whatever the server's default is: a write that waited for another must see what that one wrote.
                 isolation_level="READ COMMITTED",
             )
         except ModuleNotFoundError as error:
             remedy = "pip install 'aegis-workflows[binary]'"
             raise ConfigurationError(self.url, f"its driver {error.name} is not installed", remedy) from error
+        from . import replicated  # noqa: PLC0415 - SQLite needs no driver for PostgreSQL
+
         event.listen(made, "handle_error", see_through)
+        replicated.watch(made)
+        if hosts.are_several(self.address):
+            hosts.LastGood(made)
         return made
 
     @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import errorcodes
 
+from . import replicated
 from .statements import Hot
 
 
@@ -24,7 +25,12 @@ class Direct:
         self._may_prepare = True
 
     def run(self, hot: Hot, parameters: Mapping[str, Any]) -> Sequence[Any] | None:
-        """Run a statement; return its row, if there is one."""
+        """Run a statement; return its row, if there is one.
+
+        Raises:
+            NotReplicated: it was carried out, but a fail-over may take it away.
+
+        """
         if self._may_prepare:
             try:
                 if hot.name not in self._prepared:
@@ -38,6 +44,8 @@ class Direct:
         if not self._may_prepare:
             self._cursor.execute(hot.text, parameters)
         row: Sequence[Any] | None = self._cursor.fetchone()
+        if self._connection.notices:
+            replicated.check(self._connection)
         return row
 
     def _prepare(self, hot: Hot) -> None:

@@ -25,6 +25,7 @@ from .models import ENDED, CheckpointRow, DeploymentRow, PayloadRow, RemovalRow,
 from .operations import Terms
 from .records import Following
 from .schema import no_deployment_name
+from .vouch import vouch
 
 _BATCH: Final = 500
 _MOST_TRIES: Final = 5
@@ -277,8 +278,10 @@ def _outcome(
         if made is not None and first[wanted.id] is wanted:
             return Started(id=wanted.id, new=True, bell=made.bell)
         if _is_there(session, wanted):
+            vouch(session.connection())
             return Started(id=wanted.id, new=False, bell=None)
         if (holder := _holder(session, wanted)) is not None:
+            vouch(session.connection())
             return Started(id=holder, new=False, bell=None)
         # Whoever had the key has ended since.
         deployment = session.execute(select(DeploymentRow.name)).scalar_one()
