@@ -43,6 +43,7 @@ _COMMANDS: Final = {
     "metrics": "metrics",
     "cluster": "cluster",
     "keys": "keys",
+    "backup": "backup",
     "db": "db",
 }
 _INTERRUPTED: Final = 130

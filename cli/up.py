@@ -101,6 +101,8 @@ def bring_up(
     logs = configured.places.logs
     for number in range(1, workers + 1):
         supervisor.start(stack.worker(configured, logs, number, concurrency, watched=flower))
+    if configured.backup_interval:
+        supervisor.start(stack.archive(logs))
     supervisor.start(stack.beat(logs))
     monitor = None
     if flower:
@@ -162,6 +164,7 @@ def _parts(configured: Settings, supervisor: Supervisor, monitor: Flower | None,
         where = {
             "postgresql": f"psql -h {places.sockets} -U aegis postgres",
             "valkey": f"redis-cli -s {places.sockets / 'valkey.sock'}",
+            "archive": f"the WAL, to {configured.backups}",
             "beat": f"sweeps every {configured.sweep_interval:g} s",
             "flower": monitor.url if monitor else "",
         }.get(

@@ -60,6 +60,11 @@ class Home:
         return self.root / "cluster"
 
     @property
+    def scratch(self) -> Path:
+        """Where backups are restored to be verified, and nothing stays."""
+        return self.root / "scratch"
+
+    @property
     def lock(self) -> Path:
         """Held by the `aegis up` that runs here."""
         return self.root / "up.lock"

@@ -88,6 +88,19 @@ class Settings(BaseModel):
     purge_after: Annotated[
         float, Field(ge=0, le=3_153_600_000, description="beat purges what ended so long ago; 0: nothing")
     ] = 0
+    backup_repository: Annotated[
+        Path, Field(description="the folder of the backups and the archived WAL; another disk, or another machine's")
+    ] = Path()
+    backup_url: Annotated[
+        str, Field(description="the database as a user that may replicate and back up, where that is another one")
+    ] = ""
+    backup_interval: Annotated[
+        float, Field(ge=0, le=31_536_000, description="beat takes and verifies a full backup, this often; 0: none")
+    ] = 0
+    backup_retention: Annotated[
+        float, Field(ge=86400, le=315_360_000, description="one can go back to any moment of the last so many seconds")
+    ] = 604_800
+    barman_bin: Annotated[str, Field(description="the program barman, instead of the one that is installed here")] = ""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what is logged")] = "info"
     log_format: Annotated[Literal["console", "json"], Field(description="how it is logged")] = "console"
     postgres_bin: Annotated[
@@ -106,7 +119,7 @@ class Settings(BaseModel):
     def _absolute(cls, value: Path) -> Path:
         return default_home() if value == Path() else value.expanduser().absolute()
 
-    @field_validator("keys", "trusted_keys", mode="after")
+    @field_validator("keys", "trusted_keys", "backup_repository", mode="after")
     @classmethod
     def _expanded(cls, value: Path) -> Path:
         return value if value == Path() else value.expanduser().absolute()
@@ -127,7 +140,7 @@ class Settings(BaseModel):
             raise ValueError(msg)
         return value
 
-    @field_validator("database_url", mode="after")
+    @field_validator("database_url", "backup_url", mode="after")
     @classmethod
     def _postgresql(cls, value: str) -> str:
         """Name the driver: SQLAlchemy's own default for a plain ``postgresql://`` is another one."""
@@ -205,6 +218,16 @@ class Settings(BaseModel):
     def broker(self) -> str:
         """The address of the broker in use."""
         return self.broker_url or self.places.broker_url
+
+    @property
+    def backups(self) -> Path:
+        """Where backups are: below the home, or, as it should be, elsewhere."""
+        return self.home / "backup" if self.backup_repository == Path() else self.backup_repository
+
+    @property
+    def backup_database(self) -> str:
+        """The address that backups are taken from."""
+        return self.backup_url or self.database
 
     @property
     def recovery(self) -> Policy:

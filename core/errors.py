@@ -569,3 +569,25 @@ class ServerUnavailable(AegisError):
 
     def _message(self) -> str:
         return f"{self.server}: {self.problem}; {self.remedy}"
+
+
+class BackupFailed(AegisError):
+    """A backup that was not taken, or does not prove itself; those before it are as they were."""
+
+    def __init__(self, what: str, problem: str, remedy: str) -> None:
+        super().__init__(what, problem, remedy)
+        self.what, self.problem, self.remedy = what, problem, remedy
+
+    def _message(self) -> str:
+        return f"{self.what}: {self.problem}; {self.remedy}"
+
+
+class RestoreFailed(AegisError):
+    """A point that cannot be gone back to; nothing was put in anybody's place."""
+
+    def __init__(self, what: str, problem: str, remedy: str) -> None:
+        super().__init__(what, problem, remedy)
+        self.what, self.problem, self.remedy = what, problem, remedy
+
+    def _message(self) -> str:
+        return f"{self.what}: {self.problem}; {self.remedy}"

@@ -1,1 +1,1 @@
-"""Recovery, rehearsed: what is to be done after a loss, and the drills that prove and measure it."""
+"""Recovery of the whole: backups that were proved, ways back to a point in time, and drills that measure both."""

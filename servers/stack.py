@@ -147,6 +147,13 @@ def beat(logs: Path, *, told: Mapping[str, str] | None = None) -> Service:
     )
 
 
+def archive(logs: Path) -> Service:
+    """Return the archive of what the database writes; it ends before the database does."""
+    return Service(
+        name="archive", argv=lambda: [sys.executable, "-m", "aegis.recovery.backup.archive"], log=logs / "archive.log"
+    )
+
+
 def flower(logs: Path) -> tuple[Service, Flower]:
     """Return Flower, and where it is to be found."""
     monitor = Flower()

@@ -15,6 +15,7 @@ from ..core.errors import AegisError, DatabaseUnavailable
 from ..persistence.database import Database
 from .anchor import Policy as AnchorPolicy
 from .anchor import anchor, notary
+from .backups import backup
 from .bench import Bench, default_worker_id
 from .broker import TRANSITION, Broker
 from .checkpoint import request_checkpoints
@@ -29,6 +30,7 @@ CHECKPOINT: Final = "aegis.checkpoint"
 ANCHOR: Final = "aegis.anchor"
 SCRUB: Final = "aegis.scrub"
 RETAIN: Final = "aegis.retain"
+BACKUP: Final = "aegis.backup"
 
 log = get_logger(__name__)
 
@@ -107,15 +109,20 @@ def _retain(settings_: Settings, database: Database, _broker: Broker) -> object:
     return retain(settings_, database)
 
 
+def _backup(settings_: Settings, _database: Database, _broker: Broker) -> object:
+    return backup(settings_)
+
+
 PERIODIC: Final[dict[str, Periodic]] = {
     SWEEP: _sweep,
     CHECKPOINT: _checkpoint,
     ANCHOR: _anchor,
     SCRUB: _scrub,
     RETAIN: _retain,
+    BACKUP: _backup,
 }
 # These may take long, and nothing that is to be recovered may wait for them.
-SLOW: Final = frozenset({ANCHOR, SCRUB, RETAIN})
+SLOW: Final = frozenset({ANCHOR, SCRUB, RETAIN, BACKUP})
 
 
 def run_periodic(app: Celery, name: str) -> None:

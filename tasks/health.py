@@ -17,9 +17,10 @@ from redis.retry import Retry
 
 from ..config.settings import Settings, safe_url
 from ..core.errors import AegisError, DatabaseUnavailable
-from ..persistence import schema, vitals
+from ..persistence import cluster, schema, vitals
 from ..persistence.database import Database, is_too_slow
 from ..persistence.vitals import Vitals
+from .backups import archive, ask_backups
 from .check import Check, State, degraded, down, ok, span, warning
 from .proof import append_only, ask_anchors, chains, mac
 
@@ -34,6 +35,7 @@ def health(settings: Settings) -> list[Check]:
     """Look at everything once, without waiting for what does not answer."""
     broker = _Question("broker", lambda: _ask_broker(settings))
     anchors = _Question("anchors", lambda: ask_anchors(settings))
+    backups = _Question("backup", lambda: ask_backups(settings))
     database = _Question("database", lambda: _ask_database(settings))
     deadline = time.monotonic() + _PATIENCE
     checks, whole = database.answer(deadline)
@@ -52,6 +54,11 @@ def health(settings: Settings) -> list[Check]:
     if not whole:
         remedy = "see that the place that AEGIS_ANCHORS names can be reached"
         checks.append(warning("anchors", f"no answer within {_PATIENCE:g} s", remedy))
+    found, whole = backups.answer(deadline)
+    checks += found
+    if not whole:
+        remedy = "see that the place that AEGIS_BACKUP_REPOSITORY names can be reached"
+        checks.append(degraded("backup", f"no answer within {_PATIENCE:g} s", remedy))
     return checks
 
 
@@ -125,6 +132,10 @@ def _ask_database(settings: Settings) -> Iterator[Check]:
                 return
             yield ok("schema", f"at {schema.wanted()}")
             yield from _judge(vitals.read(connection, settings.queue, settings.recovery), settings)
+            part = "archive"
+            found_archive = archive(cluster.archive(connection), settings)
+            if found_archive is not None:
+                yield found_archive
     except DatabaseUnavailable as error:
         if is_too_slow(error):
             yield _late()

@@ -13,7 +13,8 @@ from typing import Any, Final
 from celery.beat import ScheduleEntry, Scheduler
 
 from ..config.settings import Settings
-from ..tasks.entry import ANCHOR, CHECKPOINT, PERIODIC, RETAIN, SCRUB, SLOW, SWEEP, run_periodic
+from ..tasks.backups import look
+from ..tasks.entry import ANCHOR, BACKUP, CHECKPOINT, PERIODIC, RETAIN, SCRUB, SLOW, SWEEP, run_periodic
 from ..tasks.scrub import pause
 
 # Whether an anchor is due is looked at more often than one is written: transitions may come in numbers.
@@ -29,6 +30,7 @@ def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         ANCHOR: settings.anchor_interval / _LOOKS,
         SCRUB: pause(settings),
         RETAIN: _RETENTION,
+        BACKUP: look(settings),
     }
     return {
         name.replace(".", "-"): {"task": name, "schedule": seconds, "options": {"expires": seconds}}

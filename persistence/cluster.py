@@ -1,0 +1,101 @@
+"""The PostgreSQL cluster that the database is in: what is asked of it before it is backed up or put back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+SLOT: Final = "aegis_backup"
+"""The replication slot that keeps the WAL until the archive has it."""
+RECEIVER: Final = "aegis_archive"
+"""What the archive calls itself among the servers that stream."""
+
+_SEGMENT: Final = 16 * 1024 * 1024
+_FACTS: Final = text("""
+    SELECT current_setting('server_version_num')::int / 10000 AS major,
+        (SELECT system_identifier::text FROM pg_control_system()) AS system,
+        pg_is_in_recovery() AS standby,
+        current_setting('wal_level') AS wal_level,
+        coalesce(current_setting('summarize_wal', true), 'off') = 'on' AS summarized,
+        (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user) AS may_replicate,
+        (SELECT rolname FROM pg_roles WHERE oid = 10) AS superuser,
+        current_database() AS name
+""")
+_ARCHIVE: Final = text("""
+    SELECT s.active, coalesce(s.wal_status, 'reserved') AS status,
+        pg_wal_lsn_diff(pg_current_wal_insert_lsn(), coalesce(greatest(r.write_lsn, r.flush_lsn), s.restart_lsn))::bigint AS behind
+    FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
+    WHERE s.slot_name = :slot AND NOT pg_is_in_recovery()
+""")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a cluster is; ``system`` is the number that it was given when it was made, and that its copies share."""
+
+    major: int
+    system: str
+    standby: bool
+    wal_level: str
+    summarized: bool
+    """Whether it keeps account of what changes, which incremental backups need."""
+    may_replicate: bool
+    superuser: str
+    name: str
+    """The database's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """How far the archive of the WAL is; ``behind`` is what it has not on its disk yet, in bytes."""
+
+    active: bool
+    lost: bool
+    """Whether the server has thrown away WAL that the archive does not have: there is a gap."""
+    behind: int
+
+
+def facts(connection: Connection) -> Facts:
+    """Return what the cluster is."""
+    row = connection.execute(_FACTS).one()
+    return Facts(**row._mapping)  # noqa: SLF001 - SQLAlchemy's name for a row as a mapping
+
+
+def archive(connection: Connection) -> Archive | None:
+    """Return how far the archive is; None if the server has no slot for one."""
+    if connection.dialect.name != "postgresql":
+        return None
+    row = connection.execute(_ARCHIVE, {"slot": SLOT}).one_or_none()
+    if row is None:
+        return None
+    return Archive(active=row.active, lost=row.status == "lost", behind=row.behind or 0)
+
+
+def is_recovered(connection: Connection) -> bool:
+    """Whether it has come to the end of its recovery, and takes what is written."""
+    return not connection.execute(text("SELECT pg_is_in_recovery()")).scalar_one()
+
+
+def drop_slot(connection: Connection) -> None:
+    """Give up the slot: what the archive does not have, it will never have."""
+    connection.execute(text("SELECT pg_drop_replication_slot(:slot)"), {"slot": SLOT})
+
+
+def recovered_segment(connection: Connection) -> int:
+    """Return the number of the WAL segment that recovery came to."""
+    query = "SELECT coalesce(pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0'), 0)::bigint"
+    replayed: int = connection.execute(text(query)).scalar_one()
+    return max(0, replayed - 1) // _SEGMENT
+
+
+def switch(connection: Connection) -> str:
+    """End the segment of WAL that is being written, so that it can be archived whole; return its name."""
+    # A record before it, because an empty segment is not ended; and one after it: what receives
+    # the WAL knows that a segment is whole when the next one begins.
+    emit = text("SELECT pg_logical_emit_message(false, 'aegis', 'backup')")
+    connection.execute(emit)
+    name: str = connection.execute(text("SELECT pg_walfile_name(pg_switch_wal())")).scalar_one()
+    connection.execute(emit)
+    return name

@@ -1,0 +1,1 @@
+"""Backups: taken by Barman, and counted only once they were restored and verified."""

@@ -1,0 +1,161 @@
+"""Making a data directory out of the repository: a base backup, put together and checked, and the WAL since then."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from ...config.home import NOBODY
+from ...core.errors import BackupFailed
+from .barman import SERVER, Barman, Base
+
+_SEGMENT: Final = re.compile(r"[0-9A-F]{24}")
+_HISTORY: Final = re.compile(r"[0-9A-F]{8}\.history")
+_PARTIAL: Final = ".partial"
+_STARTS: Final = re.compile(r"START WAL LOCATION: \S+ \(file ([0-9A-F]{24})\)")
+AGAIN: Final = "take another with `aegis backup`, and verify it; older ones may be intact"
+
+
+def make(barman: Barman, base: Base, data: Path, wal: Path) -> int:
+    """Make the data directory of a base backup, and a folder with all WAL that was archived since.
+
+    Return the number of the last whole segment: recovery has to come at least there.
+
+    Raises:
+        BackupFailed: something of it is missing, cut short or changed, or there is no room for it.
+
+    """
+    line = _line(barman, base)
+    if any(one.tablespaces for one in line):
+        remedy = "have AEGIS's database in the default one, or restore it with `barman restore` by hand"
+        raise BackupFailed(f"backup {base.id}", "the server has tablespaces, which are not restored here", remedy)
+    folders = [_data(barman, one) for one in line]
+    for folder in folders:
+        _check(base, folder)
+    try:
+        _put_together(barman, base, folders, data)
+        wal.mkdir()
+        last = _fetch(barman, _first_segment(base, data), wal)
+        _give_away(data.parent)
+    except OSError as error:
+        raise BackupFailed(
+            f"backup {base.id}",
+            f"it cannot be restored to {data} ({error.strerror or error})",
+            "see that there is room",
+        ) from None
+    return last
+
+
+def _line(barman: Barman, base: Base) -> list[Base]:
+    """Return the backups that one consists of, the full one first."""
+    known = {one.id: one for one in barman.bases()}
+    line = [base]
+    while line[0].parent is not None:
+        parent = known.get(line[0].parent)
+        if parent is None:
+            raise BackupFailed(f"backup {base.id}", f"{line[0].parent}, which it builds on, is not there", AGAIN)
+        line.insert(0, parent)
+    return line
+
+
+def _data(barman: Barman, base: Base) -> Path:
+    return barman.folder / "base" / base.id / "data"
+
+
+def _check(base: Base, folder: Path) -> None:
+    """Compare the files with the manifest that the server wrote as it was taken: none is missing, none cut short.
+
+    What stands in them is checked by what follows: recovery, the pages' checksums, and every chain.
+    """
+    try:
+        files = json.loads((folder / "backup_manifest").read_text())["Files"]
+        for file in files:
+            path = folder / (file["Path"] if "Path" in file else bytes.fromhex(file["Encoded-Path"]).decode())
+            if path.stat().st_size != file["Size"]:
+                problem = f"{path.relative_to(folder)} has {path.stat().st_size} bytes, and had {file['Size']}"
+                raise BackupFailed(f"backup {base.id}", f"it is not what was taken: {problem}", AGAIN)
+    except FileNotFoundError as error:
+        gone = Path(error.filename).relative_to(folder)
+        raise BackupFailed(f"backup {base.id}", f"it is not what was taken: {gone} is missing", AGAIN) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"its backup_manifest cannot be read ({error})"
+        raise BackupFailed(f"backup {base.id}", problem, AGAIN) from None
+
+
+def check_pages(programs: Path, base: Base, data: Path) -> None:
+    """Check each page of a data directory whose server was stopped, if its server gives pages checksums.
+
+    Raises:
+        BackupFailed: one is not what was written.
+
+    """
+    argv = [str(programs / "pg_checksums"), "--check", "-D", str(data)]
+    checked = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+    if checked.returncode and "not enabled" not in checked.stderr:
+        found = checked.stderr.strip().partition("\n")[0]
+        raise BackupFailed(f"backup {base.id}", f"it is not what was written: {found}", AGAIN)
+
+
+def _put_together(barman: Barman, base: Base, folders: Sequence[Path], data: Path) -> None:
+    if len(folders) == 1:
+        shutil.copytree(folders[0], data, symlinks=True)
+    else:
+        argv = [str(barman.programs / "pg_combinebackup"), "--no-sync", "-o", str(data), *map(str, folders)]
+        combined = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+        if combined.returncode:
+            problem = f"it cannot be put together: {combined.stderr.strip().partition(chr(10))[0]}"
+            raise BackupFailed(f"backup {base.id}", problem, AGAIN)
+    data.chmod(0o700)
+
+
+def _first_segment(base: Base, data: Path) -> str:
+    found = _STARTS.search((data / "backup_label").read_text())
+    if found is None:
+        raise BackupFailed(f"backup {base.id}", "its backup_label does not say where it begins", AGAIN)
+    return found[1]
+
+
+# --- WAL ------------------------------------------------------------------------------------
+
+
+def _fetch(barman: Barman, first: str, wal: Path) -> int:
+    """Fetch the archived segments from ``first`` on, of whatever timeline, and the one that is still being written.
+
+    Return the number of the last whole one.
+    """
+    archived = barman.folder / "wals"
+    names = {file.name for file in archived.glob("*/*") if _SEGMENT.fullmatch(file.name)}
+    names |= {file.name for file in archived.glob("*") if _HISTORY.fullmatch(file.name)}
+    streaming = barman.folder / "streaming"
+    fresh = {file.name for file in streaming.glob("*") if _SEGMENT.fullmatch(file.name)}
+    for name in sorted(name for name in names if _HISTORY.fullmatch(name) or name[8:] >= first[8:]):
+        barman.call(f"WAL {name}", "get-wal", "--output-directory", str(wal), SERVER, name)
+    for name in fresh - names:
+        shutil.copy(streaming / name, wal / name)
+    for file in streaming.glob(f"*{_PARTIAL}"):
+        # It is as long as a whole one, and what was not written yet is zeros: recovery ends there.
+        whole = file.name.removesuffix(_PARTIAL)
+        if whole[8:] >= first[8:] and not (wal / whole).exists():
+            shutil.copy(file, wal / whole)
+    return max((number(name) for name in names | fresh if _SEGMENT.fullmatch(name)), default=0)
+
+
+def number(segment: str) -> int:
+    """Return a segment's place among all: 16 MB each, as every server has them that was not made otherwise."""
+    return int(segment[8:16], 16) * 0x100 + int(segment[16:], 16)
+
+
+def _give_away(folder: Path) -> None:
+    """Have it belong to who runs PostgreSQL, where that is not us."""
+    if os.geteuid() != 0:
+        return
+    os.chown(folder, NOBODY, NOBODY)
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            os.chown(Path(place, name), NOBODY, NOBODY, follow_symlinks=False)

@@ -1,0 +1,154 @@
+"""Proving a backup: it is restored onto a scratch server, migrated, and every chain in it verified there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from ...config.settings import Settings
+from ...core.errors import AegisError, BackupFailed, NotANote, RestoreFailed, SinkUnavailable
+from ...core.finding import Report
+from ...core.note import open_note
+from ...persistence import cluster
+from ...persistence import log as logs
+from ...persistence.auditor import Auditor
+from ...persistence.database import Database, reason_of
+from ...tasks.scrub import sources
+from ..copy import copied
+from ..upto import UpTo
+from . import fetch
+from .barman import Barman, Base
+from .ledger import Ledger, Proof
+
+_NEVER_LATE: Final = timedelta(days=3650)
+
+
+def prove(settings: Settings, barman: Barman, base: Base, superuser: str) -> Proof:
+    """Restore a backup, with all WAL since then, verify it, and note what came out.
+
+    Raises:
+        BackupFailed: it does not prove itself: nothing of it is to be relied on.
+
+    """
+    ledger, began = Ledger(settings.backups), time.monotonic()
+    try:
+        proof = _prove(settings, barman, base, superuser)
+    except RestoreFailed as error:
+        raise _noted(ledger, base, BackupFailed(f"backup {base.id}", error.problem, error.remedy)) from None
+    except AegisError as error:
+        raise _noted(ledger, base, error) from None
+    except Exception as error:  # whatever PostgreSQL says of a page that is damaged
+        problem = f"it is not what was written: {reason_of(error)}"
+        raise _noted(ledger, base, BackupFailed(f"backup {base.id}", problem, fetch.AGAIN)) from error
+    proof = replace(proof, seconds=round(time.monotonic() - began, 1))
+    ledger.proved(base.id, proof)
+    return proof
+
+
+def _noted(ledger: Ledger, base: Base, error: AegisError) -> AegisError:
+    ledger.proved(base.id, Proof(at=datetime.now(UTC), problem=str(error)))
+    ledger.failed(str(error))
+    return error
+
+
+def _prove(settings: Settings, barman: Barman, base: Base, superuser: str) -> Proof:
+    with scratch(settings) as folder:
+        data, wal = folder / "data", folder / "wal"
+        expected = _anchored(settings)
+        last = fetch.make(barman, base, data, wal)
+        with copied(data, barman.programs, folder / "postgresql.log") as copy:
+            copy.recover(wal, [], user=superuser, durable=False)
+            url = copy.url(superuser, database_name(settings))
+            _need_all_of_it(base, url, last)
+            report, size = verified(settings, url)
+        fetch.check_pages(barman.programs, base, data)
+        if size < expected:
+            problem = f"its log has {size} entries, and {expected} were anchored before it was restored"
+            raise BackupFailed(f"backup {base.id}", problem, "see that the WAL is archived: `aegis health`")
+        if not report.valid:
+            raise BackupFailed(f"backup {base.id}", _findings(report), "verify the database: `aegis verify --all`")
+        return Proof(
+            at=datetime.now(UTC),
+            problem="",
+            workflows=report.workflows,
+            transitions=report.transitions,
+            logged=size,
+            bytes=base.size,
+            anchored=max((witness.entries for witness in report.witnesses), default=0),
+        )
+
+
+def _need_all_of_it(base: Base, url: str, last: int) -> None:
+    """Refuse a copy whose recovery ended before the archive did: something in between is damaged, or missing."""
+    database = Database(url, pool_size=1, pre_ping=False)
+    try:
+        with database.statement() as connection:
+            reached = cluster.recovered_segment(connection)
+    finally:
+        database.close()
+    if reached < last:
+        problem = f"recovery ended in segment {reached:X} of the WAL, and {last:X} is archived: there is a gap"
+        raise BackupFailed(f"backup {base.id}", problem, "`aegis backup` makes a new beginning")
+
+
+def _anchored(settings: Settings) -> int:
+    """Return how many entries of the log the places of anchors speak of."""
+    known = sources(settings)
+    found = 0
+    for sink in known.sinks:
+        try:
+            last = sink.last()
+            if last is not None:
+                found = max(found, open_note(last.note, known.trusted).size)
+        except (SinkUnavailable, NotANote):
+            continue  # what is wrong with it, the verification says
+    return found
+
+
+def verified(settings: Settings, url: str) -> tuple[Report, int]:
+    """Migrate a restored database and verify all that is in it; return what came out, and how long its log is."""
+    from ...persistence.migrate import upgrade  # noqa: PLC0415 - Alembic takes time to load
+
+    database = Database(url, pool_size=2, pre_ping=False)
+    try:
+        upgrade(database)
+        with database.snapshot() as connection:
+            size = logs.state(connection).size
+        known = sources(settings)
+        # What was signed later is of what came later; and a copy is as old as it is: nothing is late in it.
+        past = replace(known, sinks=[UpTo(sink, size) for sink in known.sinks], anchor_interval=_NEVER_LATE)
+        return Auditor(database, past).everything(), size
+    finally:
+        database.close()
+
+
+@contextmanager
+def scratch(settings: Settings) -> Iterator[Path]:
+    """Give a folder that PostgreSQL's user may pass through, and of which nothing stays."""
+    home = settings.places
+    home.make(home.scratch)
+    folder = Path(tempfile.mkdtemp(prefix="copy-", dir=home.scratch))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def database_name(settings: Settings) -> str:
+    """Return the name of the database in its cluster."""
+    return unquote(urlsplit(settings.database).path.lstrip("/")) or "postgres"
+
+
+def _findings(report: Report) -> str:
+    lines = [str(finding) for finding in report.failures] + list(report.problems)
+    more = f"; and {len(lines) - 1} more" if len(lines) > 1 else ""
+    return f"{lines[0]}{more}" if lines else "it could not be verified in full"

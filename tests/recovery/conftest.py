@@ -1,0 +1,15 @@
+"""Sites with a server of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from site_of_its_own import Site, site
+
+
+@pytest.fixture
+def place() -> Iterator[Site]:
+    """A site for one test: it may do to it what it likes."""
+    with site() as made:
+        yield made

@@ -1,0 +1,413 @@
+"""Backups of a real server by the real Barman: they prove themselves, and whatever goes wrong, those before stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from local_engine import eventually
+from private_servers import PrivatePostgres
+from site_of_its_own import Site, needs_barman
+from store_workbench import sql, value
+
+from aegis.core.errors import AegisError, BackupFailed, DatabaseUnavailable
+from aegis.persistence import cluster
+from aegis.recovery.backup import barman, take
+from aegis.recovery.backup.barman import Base
+from aegis.recovery.backup.dump import dump
+from aegis.recovery.backup.ledger import Ledger, Proof, alone
+from aegis.recovery.backup.take import catalogue, retire, source, verify
+from aegis.tasks import backups
+from aegis.tasks.backups import ask_backups
+from aegis.tasks.check import State
+from aegis.tasks.health import health
+
+pytestmark = needs_barman
+
+
+def told(place: Site, name: str = "backup") -> backups.Check:
+    (found,) = [check for check in health(place.settings) if check.name == name]
+    return found
+
+
+def segment_files(place: Site) -> list[Path]:
+    return sorted((place.settings.backups / "aegis" / "wals").glob("*/0*"))
+
+
+def the_only_one(place: Site) -> Base:
+    (found,) = [base for base, _ in catalogue(place.settings)]
+    return found
+
+
+# --- what works -------------------------------------------------------------------------
+
+
+def test_a_backup_counts_once_it_was_restored_and_verified(place: Site) -> None:
+    place.start("o-1", "o-2")
+    place.run("o-1")
+    place.anchor()
+    base = take.take(place.settings)
+    assert told(place).state is State.DEGRADED
+    assert "none was restored and verified yet" in told(place).says
+    place.run("o-2")  # after the backup: only the archive has it
+    place.anchor()
+    found, proof = verify(place.settings, None)
+    assert found.id == base.id
+    # The transitions of both workflows, and each of them as it was anchored.
+    assert (proof.problem, proof.workflows, proof.transitions, proof.logged, proof.anchored) == ("", 2, 4, 4, 4)
+    assert told(place).state is State.OK
+    assert "the last verified one is" in told(place).says
+    assert [(base.id, kept) for base, kept in catalogue(place.settings)] == [(base.id, proof)]
+    assert not list(place.settings.places.scratch.iterdir())  # nothing stays of the copy
+
+
+def test_an_incremental_one_builds_on_a_full_one_and_counts_as_well(place: Site) -> None:
+    with pytest.raises(BackupFailed, match="there is no full one that it could build on"):
+        take.take(place.settings, incremental=True)
+    place.start("o-1")
+    full = take.take(place.settings)
+    place.start("o-2")
+    base = take.take(place.settings, incremental=True)
+    assert base.parent == full.id
+    assert base.size < full.size / 2
+    assert verify(place.settings, base.id)[1].workflows == 2
+
+
+def test_the_archive_follows_and_health_says_how_far_it_is(place: Site) -> None:
+    take.take(place.settings)
+    assert told(place, "archive").state is State.WARNING
+    assert "nothing archives the WAL now" in told(place, "archive").says
+    environment = {
+        **os.environ,
+        "AEGIS_HOME": str(place.settings.home),
+        "AEGIS_DATABASE_URL": place.server.url(),
+        "AEGIS_BROKER_URL": place.settings.broker,
+        "AEGIS_BACKUP_REPOSITORY": str(place.settings.backups),
+    }
+    archive = [sys.executable, "-m", "aegis.recovery.backup.archive"]
+    running = subprocess.Popen(archive, env=environment, start_new_session=True)
+    try:
+        eventually("it streams", lambda: told(place, "archive").state is State.OK, 30)
+        place.start("o-1")
+        streamed = lambda: "0.0 MB behind" in told(place, "archive").says  # noqa: E731
+        eventually("all is archived", streamed, 30)
+        base = take.take(place.settings)  # beside it: it takes the WAL from this one
+        assert verify(place.settings, base.id)[1].workflows == 1
+    finally:
+        running.terminate()
+        running.wait(20)
+    assert "nothing archives the WAL now" in told(place, "archive").says
+
+
+def test_a_dump_is_a_portable_copy(place: Site, tmp_path: Path) -> None:
+    place.start("o-1")
+    file = tmp_path / "aegis.dump"
+    assert dump(place.settings, file) == file.stat().st_size
+    programs = source(place.settings).barman.programs
+    listed = subprocess.run(
+        [str(programs / "pg_restore"), "--list", str(file)], capture_output=True, text=True, check=True
+    )
+    assert "TABLE DATA public aegis_transition" in listed.stdout
+    with pytest.raises(BackupFailed, match="cannot be written"):
+        dump(place.settings, tmp_path / "no-such-folder" / "aegis.dump")
+    assert [path.name for path in tmp_path.iterdir()] == ["aegis.dump"]
+
+
+def test_what_is_older_than_one_wants_to_go_back_goes_only_when_a_later_one_counts(place: Site) -> None:
+    old = take.take(place.settings)
+    new = take.take(place.settings)
+    used = source(place.settings)
+    # Ten and nine days ago, as far as Barman can tell.
+    for base, days in ((old, 10), (new, 9)):
+        file = used.barman.folder / "meta" / f"{base.id}-backup.info"
+        moved = datetime.now(UTC) - timedelta(days=days)
+        lines = [
+            f"end_time={moved}" if line.startswith("end_time=") else line for line in file.read_text().splitlines()
+        ]
+        file.write_text("\n".join(lines) + "\n")
+    assert [base.obsolete for base in used.barman.bases()] == [False, True]
+    assert retire(place.settings, used.barman) == []  # none is verified
+    Ledger(place.settings.backups).proved(new.id, Proof(at=datetime.now(UTC), problem=""))
+    assert retire(place.settings, used.barman) == [old.id]
+    assert the_only_one(place).id == new.id
+
+
+# --- what goes wrong --------------------------------------------------------------------
+
+
+def test_without_barman_it_is_said_how_to_get_it(place: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(BackupFailed, match=r"Barman: it is not installed; pip install 'aegis-workflows\[backup\]'"):
+        take.take(place.settings)
+    named = place.reading(place.server, barman_bin="/no/such")
+    with pytest.raises(BackupFailed, match="AEGIS_BARMAN_BIN=/no/such: there is no such program"):
+        take.take(named)
+
+
+def test_a_repository_that_cannot_be_written(place: Site) -> None:
+    place.settings.backups.parent.joinpath("file").touch()
+    away = place.settings.model_copy(update={"backup_repository": place.root / "file" / "below"})
+    with pytest.raises(BackupFailed, match=r"AEGIS_BACKUP_REPOSITORY=.*: it cannot be written \(Not a directory\)"):
+        take.take(away)
+    (check,) = ask_backups(away)
+    assert check.state is State.DEGRADED
+
+
+def test_a_repository_whose_disk_is_away_is_not_begun_anew(place: Site) -> None:
+    base = take.take(place.settings)
+    verify(place.settings, base.id)
+    place.settings.backups.rename(place.root / "unplugged")
+    assert told(place).state is State.DEGRADED
+    place.settings.backups.mkdir()  # the empty folder that something is mounted on
+    with pytest.raises(BackupFailed, match=r"it is empty, and .* has a slot for an archive that was begun before"):
+        take.take(place.settings)
+    assert told(place).state is State.DEGRADED
+    shutil.rmtree(place.settings.backups)
+    (place.root / "unplugged").rename(place.settings.backups)
+    assert verify(place.settings, base.id)[1].problem == ""
+
+
+def test_a_repository_of_another_server(place: Site) -> None:
+    base = take.take(place.settings)
+    other = PrivatePostgres(place.root / "other")
+    other.start()
+    try:
+        with pytest.raises(BackupFailed, match="its backups are of another server"):
+            take.take(place.reading(other))
+    finally:
+        other.kill()
+    assert verify(place.settings, base.id)[1].problem == ""
+
+
+def test_one_at_a_time(place: Site) -> None:
+    with alone(place.settings.backups), pytest.raises(BackupFailed, match=f"another process .pid {os.getpid()}. is at"):
+        take.take(place.settings)
+
+
+def test_a_file_of_a_backup_that_was_cut_short(place: Site) -> None:
+    place.start("o-1")
+    good = take.take(place.settings)
+    verify(place.settings, good.id)
+    bad = take.take(place.settings)
+    data = place.settings.backups / "aegis" / "base" / bad.id / "data"
+    largest = max((file for file in (data / "base").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    os.truncate(largest, largest.stat().st_size - 8192)
+    with pytest.raises(BackupFailed, match=f"backup {bad.id}: it is not what was taken: base/.* bytes, and had"):
+        verify(place.settings, bad.id)
+    assert told(place).state is State.DEGRADED
+    assert "it is not what was taken" in told(place).says
+    largest.unlink()
+    with pytest.raises(BackupFailed, match=r"it is not what was taken: base/.* is missing"):
+        verify(place.settings, bad.id)
+    assert verify(place.settings, good.id)[1].problem == ""
+
+
+def test_a_page_that_rotted_on_the_disk_of_the_repository(place: Site) -> None:
+    place.start("o-1")
+    bad = take.take(place.settings)
+    data = place.settings.backups / "aegis" / "base" / bad.id / "data"
+    oid, name = (
+        value(place.database, query)
+        for query in (
+            "SELECT oid FROM pg_database WHERE datname = current_database()",
+            "SELECT pg_relation_filenode('aegis_removal_record')",
+        )
+    )
+    with (data / "base" / str(oid) / str(name)).open("r+b") as file:
+        file.seek(100)
+        file.write(b"rot")
+    with pytest.raises(BackupFailed, match="it is not what was written: "):
+        verify(place.settings, bad.id)
+
+
+def test_a_gap_in_the_archive(place: Site) -> None:
+    base = take.take(place.settings)
+    for number in range(3):
+        place.start(f"o-{number}")
+        take.file_all(place.settings, source(place.settings).barman)
+    segment_files(place)[-2].unlink()
+    with pytest.raises(BackupFailed, match="there is a gap"):
+        verify(place.settings, base.id)
+
+
+def test_a_database_that_was_tampered_with_has_no_backup_that_counts(place: Site) -> None:
+    place.start("o-1")
+    place.anchor()
+    sql(place.database, "UPDATE aegis_transition SET actor = 'user:eve'")
+    base = take.take(place.settings)
+    with pytest.raises(BackupFailed, match="workflow 'o-1', transition 0: HASH_MISMATCH"):
+        verify(place.settings, base.id)
+    assert told(place).state is State.DEGRADED
+
+
+def test_a_server_that_dies_half_way(place: Site) -> None:
+    good = take.take(place.settings)
+    verify(place.settings, good.id)
+    sql(place.database, "CREATE TABLE bulk AS SELECT repeat('x', 1000) FROM generate_series(1, 300000)")
+    base = place.settings.backups / "aegis" / "base"
+
+    def kill() -> None:
+        while len([one for one in base.glob("*/data/base") if one.parents[1].name != good.id]) == 0:
+            time.sleep(0.001)
+        place.server.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises((BackupFailed, DatabaseUnavailable)):
+        take.take(place.settings)
+    killer.join()
+    assert the_only_one(place).id == good.id
+    (check,) = ask_backups(place.settings)
+    assert check.state is State.DEGRADED
+    place.server.start()
+    assert verify(place.settings, good.id)[1].problem == ""
+    (check,) = ask_backups(place.settings)
+    assert check.state is State.OK
+
+
+def test_a_server_that_is_down(place: Site) -> None:
+    place.server.stop()
+    with pytest.raises(DatabaseUnavailable):
+        take.take(place.settings)
+    (check,) = ask_backups(place.settings)
+    assert check.state is State.DEGRADED
+
+
+@contextmanager
+def small_disk(place: Path, megabytes: int) -> Iterator[None]:
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", place], check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here: that takes root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk(place: Site) -> None:
+    with small_disk(place.settings.backups, 110):
+        place.start("o-1")
+        good = take.take(place.settings)
+        verify(place.settings, good.id)
+        filler = place.settings.backups / "filler"
+        free = shutil.disk_usage(place.settings.backups).free
+        filler.write_bytes(bytes(free - 12_000_000))
+        with pytest.raises(BackupFailed, match=r"No space left on device|cannot be written"):
+            take.take(place.settings)
+        assert [base.id for base, _ in catalogue(place.settings) if base.done] == [good.id]
+        assert told(place).state is State.DEGRADED
+        assert "MB left: not enough for another" in told(place).says
+        filler.unlink()
+        assert verify(place.settings, good.id)[1].problem == ""
+        assert told(place).state is State.OK
+        filler.write_bytes(bytes(30_000_000))  # room for one more, once what is left of the other has gone
+        following = take.take(place.settings)
+        assert [base.id for base, _ in catalogue(place.settings)] == [following.id, good.id]
+
+
+def test_a_slot_that_the_server_gave_up_begins_anew(place: Site) -> None:
+    take.take(place.settings)
+    with place.database.statement() as connection:
+        cluster.drop_slot(connection)
+    assert told(place).name == "backup"
+    base = take.take(place.settings)
+    assert verify(place.settings, base.id)[1].problem == ""
+
+
+# --- beat -------------------------------------------------------------------------------
+
+
+def test_beat_takes_one_when_it_is_due_and_not_before(place: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    class Started:
+        @staticmethod
+        def run(argv: list[str], *, check: bool) -> subprocess.CompletedProcess[str]:
+            started.append(argv)
+            return subprocess.CompletedProcess(argv, 0)
+
+    monkeypatch.setattr(backups, "subprocess", Started)
+    assert not backups.backup(place.settings)  # off
+    daily = place.settings.model_copy(update={"backup_interval": 86400})
+    assert backups.backup(daily)
+    assert [argv[1:] for argv in started] == [["-m", "aegis.recovery.backup.scheduled"]]
+    base = take.take(place.settings)
+    verify(place.settings, base.id)
+    assert not backups.backup(daily)
+    known = place.settings.backups / backups.LEDGER
+    old = (datetime.now(UTC) - timedelta(days=2)).strftime("%Y%m%dT%H%M%S")
+    known.write_text(known.read_text().replace(base.id, old))
+    assert backups.backup(daily)
+    Ledger(place.settings.backups).failed("the disk is full")
+    assert not backups.backup(daily)  # it has just been tried
+
+
+def test_the_process_that_beat_starts_takes_and_verifies_one(place: Site) -> None:
+    environment = {
+        **os.environ,
+        "AEGIS_HOME": str(place.settings.home),
+        "AEGIS_DATABASE_URL": place.server.url(),
+        "AEGIS_BROKER_URL": place.settings.broker,
+        "AEGIS_BACKUP_REPOSITORY": str(place.settings.backups),
+    }
+    scheduled = [sys.executable, "-m", "aegis.recovery.backup.scheduled"]
+    assert subprocess.run(scheduled, env=environment, check=False, timeout=120).returncode == 0
+    (found,) = catalogue(place.settings)
+    assert found[1] is not None
+    assert found[1].problem == ""
+    place.server.stop()
+    assert subprocess.run(scheduled, env=environment, check=False, timeout=120).returncode == 1
+
+
+# --- addresses --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (
+            "postgresql+psycopg2://aegis@/postgres?host=/run/x",
+            {"user": "aegis", "dbname": "postgres", "host": "/run/x"},
+        ),
+        (
+            "postgresql+psycopg2://a:p%40ss@db:5433/aegis?sslmode=require",
+            {"host": "db", "port": "5433", "user": "a", "password": "p@ss", "dbname": "aegis", "sslmode": "require"},
+        ),
+        ("postgresql+psycopg2://a@/x?host=h1&host=h2", {"user": "a", "dbname": "x", "host": "h1,h2"}),
+    ],
+)
+def test_an_address_in_the_words_of_libpq(url: str, expected: dict[str, str]) -> None:
+    assert barman.words(url) == expected
+
+
+def test_words_are_quoted() -> None:
+    assert barman.conninfo("postgresql://a:it%27s%5C@h/x").endswith("password='it\\'s\\\\' dbname='x'")
+
+
+def test_a_ledger_that_cannot_be_read_is_said(place: Site) -> None:
+    place.settings.backups.mkdir()
+    (place.settings.backups / backups.LEDGER).write_text("{")
+    with pytest.raises(AegisError, match=r"aegis\.json: it cannot be read"):
+        Ledger(place.settings.backups).known()
+    assert told(place).state is State.DEGRADED
+
+
+def test_what_is_known_is_written_as_json(place: Site) -> None:
+    place.settings.backups.mkdir()
+    ledger = Ledger(place.settings.backups)
+    ledger.failed("no disk")
+    ledger.proved("20260101T000000", Proof(at=datetime(2026, 1, 1, tzinfo=UTC), problem=""))
+    assert json.loads((place.settings.backups / backups.LEDGER).read_text()).keys() == {
+        "proofs"
+    }  # it counts: all is well
