@@ -25,7 +25,9 @@ _FACTS: Final = text("""
 """)
 _ARCHIVE: Final = text("""
     SELECT s.active, coalesce(s.wal_status, 'reserved') AS status,
-        pg_wal_lsn_diff(pg_current_wal_insert_lsn(), coalesce(greatest(r.write_lsn, r.flush_lsn), s.restart_lsn))::bigint AS behind
+        pg_wal_lsn_diff(
+            pg_current_wal_insert_lsn(), coalesce(greatest(r.write_lsn, r.flush_lsn), s.restart_lsn)
+        )::bigint AS behind
     FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
     WHERE s.slot_name = :slot AND NOT pg_is_in_recovery()
 """)

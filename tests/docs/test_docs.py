@@ -234,6 +234,7 @@ BELOW_HOME = {
     "keys": "`<AEGIS_HOME>/keys`",
     "trusted_keys": "the folder `AEGIS_KEYS`",
     "anchors": "`<AEGIS_HOME>/anchors/anchors.jsonl`",
+    "backup_repository": "`<AEGIS_HOME>/backup`",
 }
 
 
@@ -241,6 +242,7 @@ def test_what_the_settings_work_out_from_others_is_what_the_page_says() -> None:
     settings = read({"AEGIS_HOME": "/h", "AEGIS_KEYS": ""})
     assert (settings.key_folder, settings.trusted) == (Path("/h/keys"), settings.key_folder)
     assert settings.anchor_places == ("/h/anchors/anchors.jsonl",)
+    assert settings.backups == Path("/h/backup")
     assert read({"AEGIS_HOME": "/h", "AEGIS_KEYS": "/k"}).trusted == Path("/k")
 
 

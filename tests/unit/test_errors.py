@@ -14,6 +14,7 @@ from aegis.core import errors
 from aegis.core.errors import (
     AegisError,
     AlreadyApproved,
+    BackupFailed,
     BrokerUnavailable,
     BundleRefused,
     CheckpointPruned,
@@ -41,6 +42,7 @@ from aegis.core.errors import (
     NotANote,
     NotCanonical,
     NotOnSQLite,
+    RestoreFailed,
     SchemaMismatch,
     ServerUnavailable,
     SingletonConflict,
@@ -227,6 +229,16 @@ SAMPLES: Final[list[tuple[type[AegisError], dict[str, Any], list[str]]]] = [
         ServerUnavailable,
         {"server": "PostgreSQL", "problem": "it ended", "remedy": "see the log"},
         ["PostgreSQL", "it ended", "see the log"],
+    ),
+    (
+        BackupFailed,
+        {"what": "backup 1", "problem": "it was cut short", "remedy": "take another"},
+        ["backup 1", "it was cut short", "take another"],
+    ),
+    (
+        RestoreFailed,
+        {"what": "--to 7", "problem": "there is no such anchor", "remedy": "the nearest: 5"},
+        ["--to 7", "there is no such anchor", "the nearest: 5"],
     ),
 ]
 samples = pytest.mark.parametrize(
