@@ -39,6 +39,7 @@ _COMMANDS: Final = {
     "erase": "removing",
     "prune": "removing",
     "purge": "removing",
+    "check": "check",
     "health": "health",
     "metrics": "metrics",
     "cluster": "cluster",

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from command_line import CommandLine
 from deployment import Deployment
 from local_engine import eventually
 
@@ -162,3 +163,28 @@ def test_one_who_says_no_is_enough_and_what_comes_too_late_is_refused(deploy: Ca
     assert deployment.engine.describe("b-2").state == "turned down"
     status, said = desk(deployment, "max", "approve", "b-2", "yes")
     assert (status, "is completed" in said) == (1, True)
+
+
+# --- the subscription -------------------------------------------------------------------------
+
+
+def test_a_subscription_goes_on_with_the_next_version(deploy: Callable[..., Deployment], tmp_path: Path) -> None:
+    old = deploy(PYTHONPATH=str(EXAMPLES), AEGIS_WORKFLOWS="upgrade.v1")
+    aegis = CommandLine(old.environment, tmp_path)
+    new = {"AEGIS_WORKFLOWS": "upgrade.v2"}
+    page = (EXAMPLES / "README.md").read_text()
+    old.beat()
+    worker = old.worker()
+    said = aegis("start", "example.Subscription", "--id", "s-1", "--data", '{"name": "Ada", "euros": 9}')
+    assert said.stdout.strip() in page
+    old.await_status("s-1", "waiting")
+    worker.kill()
+    assert aegis("check", **new).stdout.strip() in page.replace("# while", "")
+    old.worker(**new)
+    assert aegis("send", "s-1", "reprice", "1250", **new).stdout.strip() in page
+    eventually("s-1 has its price", lambda: old.engine.describe("s-1").seq == 3)
+    events = [link.event for link in old.engine.history("s-1")]
+    assert ", ".join(events) in page
+    shown = aegis("show", "s-1", "--json", **new).document()
+    assert shown["data"] == {"state": "active", "name": "Ada", "cents": 1250}
+    assert old.engine.verify_integrity("s-1")[0]

@@ -66,7 +66,7 @@ def first() -> type[Workflow]:
 def third(
     change: Callable[[Data], Any] = lambda data: data, *, of: int = 3, queue: str | None = None
 ) -> type[Workflow]:
-    """Version 3: ``name`` is ``title``, ``finish`` takes a number, the timer is shorter, and there is a second event."""
+    """Version 3: ``name`` is ``title``, there are ``pages``, the timer is shorter, and leads to a second event."""
 
     class Three(Workflow, version=3, name=TYPE):
         __qualname__ = "Versioned"
