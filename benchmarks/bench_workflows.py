@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from enum import StrEnum
 
 from aegis import Context, Workflow, transition
@@ -81,3 +82,20 @@ class TenSteps(Workflow):
     def t10(self, ctx: Context) -> None:  # noqa: ARG002
         """Count."""
         self.count += 1
+
+
+class Bed(StrEnum):
+    """Asleep, or not any more."""
+
+    ASLEEP = "asleep"
+    AWAKE = "awake"
+
+
+class Nap(Workflow):
+    """It waits for a timer and nothing else."""
+
+    state: Bed = Bed.ASLEEP
+
+    @transition(Bed.ASLEEP, Bed.AWAKE, after=timedelta(days=1))
+    def wake(self, ctx: Context) -> None:
+        """Do nothing."""

@@ -112,7 +112,7 @@ def _misfits() -> Select[Any]:
     some = (
         select(WorkflowRow.id)
         .where(
-            WorkflowRow.due_at <= sql.now() + sql.span(LONGEST_LEAVE),
+            WorkflowRow.due_at <= sql.began() + sql.span(LONGEST_LEAVE),
             WorkflowRow.error.is_not(None),
             func.coalesce(attempted, "null") == "null",
         )

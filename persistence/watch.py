@@ -151,6 +151,8 @@ def release(connection: Connection, abandoned: Sequence[Claimed]) -> int:
 
 
 # --- what is due --------------------------------------------------------------------------
+# Found by the moment at which the statement began: that stays what it is, so that the index of ``due_at`` is
+# entered at it. A clock that goes on would be read anew for each row, also of all those that only sleep.
 
 
 def due(connection: Connection, known: Collection[str], limit: int, *, urgent: bool | None = None) -> list[Due]:
@@ -173,7 +175,7 @@ def due(connection: Connection, known: Collection[str], limit: int, *, urgent: b
             WorkflowRow.strayed > 0,
             WorkflowRow.priority,
         )
-        .where(WorkflowRow.due_at <= sql.now(), kind.in_(known), *_of_priority(urgent))
+        .where(WorkflowRow.due_at <= sql.began(), kind.in_(known), *_of_priority(urgent))
         .order_by(WorkflowRow.priority.desc(), WorkflowRow.due_at)
         .limit(limit)
         # Two sweeps at once share the work instead of queueing for it.
@@ -197,7 +199,7 @@ def due(connection: Connection, known: Collection[str], limit: int, *, urgent: b
 def is_due(connection: Connection, known: Collection[str]) -> bool:
     """Whether there is any workflow of these types of which nothing was heard for too long."""
     kind = WorkflowRow.type + "/" + cast(WorkflowRow.version, Text)
-    late = select(WorkflowRow.id).where(WorkflowRow.due_at <= sql.now(), kind.in_(known)).limit(1)
+    late = select(WorkflowRow.id).where(WorkflowRow.due_at <= sql.began(), kind.in_(known)).limit(1)
     return connection.execute(late).one_or_none() is not None
 
 
@@ -247,8 +249,8 @@ def ready(policy: Policy) -> tuple[ColumnElement[bool], ...]:
     """
     return (
         WorkflowRow.owner.is_(None),
-        WorkflowRow.ready_at <= sql.now(),
-        WorkflowRow.due_at <= sql.now() + max(policy.longest_look, policy.ring_grace),
+        WorkflowRow.ready_at <= sql.began(),
+        WorkflowRow.due_at <= sql.began() + max(policy.longest_look, policy.ring_grace),
     )
 
 
@@ -256,7 +258,7 @@ def all_due(connection: Connection, policy: Policy, limit: int) -> int:
     """Make at most so many workflows due that could run now and were rung before; return how many."""
     some = (
         select(WorkflowRow.id)
-        .where(*ready(policy), or_(WorkflowRow.rings != 0, WorkflowRow.due_at > sql.now()))
+        .where(*ready(policy), or_(WorkflowRow.rings != 0, WorkflowRow.due_at > sql.began()))
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
@@ -270,7 +272,7 @@ def due_queues(connection: Connection, known: Collection[str], limit: int) -> se
     kind = WorkflowRow.type + "/" + cast(WorkflowRow.version, Text)
     due = (
         select(WorkflowRow.queue)
-        .where(WorkflowRow.due_at <= sql.now(), kind.in_(known))
+        .where(WorkflowRow.due_at <= sql.began(), kind.in_(known))
         .order_by(WorkflowRow.due_at)
         .limit(limit)
         .subquery()
