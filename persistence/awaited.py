@@ -1,4 +1,4 @@
-"""The engine that is awaited: each verb is that of ``durable.py``, handed on to it. Made by ``tests/support/awaited.py``.
+"""The engine that is awaited: each verb is that of ``durable.py``, handed on to it.
 
 Not to be edited: edit ``durable.py``, and run ``python tests/support/awaited.py``.
 """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import getpass
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
 from celery import Celery
 
-from .config.keys import active_mac_key, mac_keys
+from .config.keys import active_mac_key
 from .config.logging import get_logger
 from .config.settings import Settings, settings
 from .core.bell import Ring
@@ -74,7 +74,7 @@ def assemble(persistence: Database | str | None, *, app: Celery | None, actor: s
     upgrade(database, deployment=configured.deployment)
     runner = LocalRunner(database, configured)
     # Nothing is anchored there: what other databases have outside is no witness for this one.
-    known = Sources(mac_keys=mac_keys(configured.key_folder))
+    known = replace(sources(configured), sinks=())
     return Parts(database=database, owned=owned, ring=runner.ring, terms=terms, sources=known, runner=runner)
 
 

@@ -21,7 +21,7 @@ AWAITED = ROOMS / "persistence" / "awaited.py"
 # What would keep the event loop from others, because it computes for long or reads files: done in a thread.
 IN_A_THREAD = frozenset({"export_bundle", "import_bundle", "verify_audit_chain", "verify_integrity"})
 
-HEAD = '''"""The engine that is awaited: each verb is that of ``durable.py``, handed on to it. Made by ``tests/support/awaited.py``.
+HEAD = '''"""The engine that is awaited: each verb is that of ``durable.py``, handed on to it.
 
 Not to be edited: edit ``durable.py``, and run ``python tests/support/awaited.py``.
 """
