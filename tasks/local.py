@@ -131,11 +131,10 @@ class LocalRunner:
             return
         self._stopping.clear()
         self._attempt(self._arrive)
-        made = [threading.Thread(target=self._look_after, name="aegis-look", daemon=True)]
-        for number in range(self._threads):
-            made.append(threading.Thread(target=self._work, name=f"aegis-run-{number}", daemon=True))
-        self._running = made
-        for thread in made:
+        named = {"aegis-look": self._look_after}
+        named |= {f"aegis-run-{number}": self._work for number in range(self._threads)}
+        self._running = [threading.Thread(target=run, name=name, daemon=True) for name, run in named.items()]
+        for thread in self._running:
             thread.start()
 
     def stop(self, timeout: float | None = None) -> bool:
