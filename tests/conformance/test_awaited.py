@@ -1,0 +1,265 @@
+"""The engine that is awaited: the same verbs as the one that blocks, and an event loop that goes on meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import awaited as maker
+import pytest
+from celery import Celery
+from private_servers import TEMPLATE, PrivatePostgres
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+from store_workflows import Letter, Once, Relay
+from stores import make_engine, make_runner
+
+import aegis
+import aegis.sync
+from aegis.core.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    ForeignSession,
+    SchemaMismatch,
+    WaitTimeout,
+    WorkflowNotFound,
+)
+from aegis.persistence import awaited, durable
+from aegis.persistence.database import Database
+
+# As long as nobody hinders it, a heart beats this often (seconds); and this is how long it may miss.
+BEAT: Final = 0.005
+LONGEST_GAP: Final = 0.1
+# A machine that is busy with something else may hold one beat up; who blocks the loop does so for longer than this.
+LONGEST_OF_ALL: Final = 0.4
+
+
+def verbs(engine: type) -> dict[str, Any]:
+    return {name: verb for name, verb in inspect.getmembers(engine, inspect.isfunction) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    ("blocking", "waiting"),
+    [
+        (aegis.sync.DurableWorkflowEngine, aegis.DurableWorkflowEngine),
+        (durable.Handle, awaited.Handle),
+    ],
+    ids=["engine", "handle"],
+)
+def test_both_have_the_same_verbs_parameters_and_words(blocking: type, waiting: type) -> None:
+    there, here = verbs(blocking), verbs(waiting)
+    assert there.keys() == here.keys()
+    for name, verb in there.items():
+        assert inspect.iscoroutinefunction(here[name]), name
+        assert inspect.signature(verb) == inspect.signature(here[name]), name
+        assert inspect.getdoc(verb) == inspect.getdoc(here[name]), name
+
+
+def test_the_file_was_made_from_the_verbs_as_they_are() -> None:
+    wanted = maker.write(maker.BLOCKING.read_text())
+    assert maker.AWAITED.read_text() == wanted, "run `python tests/support/awaited.py`"
+
+
+def test_the_constructors_take_the_same() -> None:
+    signature = inspect.signature(aegis.sync.DurableWorkflowEngine)
+    assert inspect.signature(aegis.DurableWorkflowEngine) == signature
+
+
+# --- the loop goes on -----------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def beating() -> AsyncIterator[list[float]]:
+    """A heart that beats on the loop; gives the gaps between its beats."""
+    gaps: list[float] = []
+
+    async def beat() -> None:
+        last = time.perf_counter()
+        while True:
+            await asyncio.sleep(BEAT)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    task = asyncio.create_task(beat())
+    try:
+        yield gaps
+    finally:
+        task.cancel()
+
+
+def went_on(gaps: list[float]) -> bool:
+    """Whether nobody held the loop."""
+    return sorted(gaps)[len(gaps) * 98 // 100] < LONGEST_GAP and max(gaps) < LONGEST_OF_ALL
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    """A broker that takes connections, and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+
+
+@pytest.fixture
+def url(postgres: PrivatePostgres) -> Iterator[str]:
+    with postgres.database(TEMPLATE) as made:
+        yield made
+
+
+def app_for(broker: str) -> Celery:
+    app = Celery("test", broker=broker, set_as_current=False)
+    app.conf.broker_transport_options = {"socket_timeout": 2, "socket_connect_timeout": 2}
+    return app
+
+
+def test_a_broker_that_does_not_answer_does_not_hold_the_loop(url: str) -> None:
+    async def story(broker: str) -> tuple[list[float], float, Any]:
+        async with aegis.DurableWorkflowEngine(url, app=app_for(broker)) as engine, beating() as gaps:
+            began = time.perf_counter()
+            handle = await engine.start(Once(), id="o")
+            return gaps, time.perf_counter() - began, handle
+
+    with black_hole() as broker:
+        gaps, took, handle = asyncio.run(story(broker))
+    assert handle.rung is False  # it was tried, and given up
+    assert took > 1
+    assert len(gaps) > 50
+    assert went_on(gaps), sorted(gaps)[-5:]
+
+
+@pytest.mark.parametrize("store", ["postgresql", "file", "memory"])
+def test_who_waits_for_a_workflow_does_not_hold_the_loop(store: str, url: str, tmp_path: Path) -> None:
+    address = {"postgresql": url, "file": f"sqlite:///{tmp_path / 'a.db'}", "memory": "sqlite://"}[store]
+
+    async def story() -> list[float]:
+        app = app_for("memory://") if store == "postgresql" else None
+        async with aegis.DurableWorkflowEngine(address, app=app) as engine:
+            await engine.start(Letter(), id="l")
+            async with beating() as gaps:
+                with pytest.raises(WaitTimeout):
+                    await engine.wait("l", timeout=1)
+            return gaps
+
+    gaps = asyncio.run(story())
+    assert len(gaps) > 50
+    assert went_on(gaps), sorted(gaps)[-5:]
+
+
+def test_a_long_verification_does_not_hold_the_loop(url: str) -> None:
+    database = Database(url)
+    runner = make_runner(database)
+    blocking: Any = make_engine("blocking", database, runner.ring)
+    blocking.start(Letter(), id="l")
+    for _ in range(300):
+        blocking.pause("l")
+        blocking.resume("l")
+
+    async def story() -> tuple[list[float], Any]:
+        engine: Any = make_engine("awaited", database, runner.ring)
+        async with beating() as gaps:
+            valid = [await engine.verify_integrity("l") for _ in range(5)]
+        await engine.close()
+        return gaps, valid
+
+    gaps, valid = asyncio.run(story())
+    database.close()
+    assert valid == [(True, None)] * 5
+    assert went_on(gaps), sorted(gaps)[-5:]
+
+
+def test_many_at_once_share_the_connections(url: str) -> None:
+    async def story() -> list[str]:
+        async with aegis.DurableWorkflowEngine(url, app=app_for("memory://")) as engine:
+            await asyncio.gather(*(engine.start(Once(), id=f"o{number}") for number in range(60)))
+            return sorted(one.id for one in await engine.list(limit=100))
+
+    assert len(asyncio.run(story())) == 60
+
+
+def test_who_gives_up_leaves_the_engine_as_it_was(url: str) -> None:
+    """A task that is cancelled while it waits takes no connection with it."""
+
+    async def story() -> str:
+        async with aegis.DurableWorkflowEngine(url, app=app_for("memory://")) as engine:
+            await engine.start(Letter(), id="l")
+            for _ in range(30):
+                task = asyncio.create_task(engine.wait("l"))
+                await asyncio.sleep(0.01)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            return (await engine.describe("l")).status
+
+    assert asyncio.run(story()) == "waiting"
+
+
+# --- in the caller's transaction ----------------------------------------------------------------
+
+
+def test_a_workflow_starts_if_and_only_if_the_callers_transaction_commits(url: str) -> None:
+    async def story() -> list[str]:
+        theirs = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
+        async with aegis.DurableWorkflowEngine(url, app=app_for("memory://")) as engine:
+            async with AsyncSession(theirs) as session, session.begin():
+                await session.execute(text("CREATE TABLE orders (number INTEGER)"))
+                await engine.start(Once(), id="kept", session=session)
+            async with AsyncSession(theirs) as session:
+                await engine.start(Once(), id="undone", session=session)
+                await session.rollback()
+            with pytest.raises(ForeignSession, match=r"aegis\.sync"), Session() as blocking:
+                await engine.start(Once(), session=blocking)
+            found = [one.id for one in await engine.list()]
+        await theirs.dispose()
+        return found
+
+    assert asyncio.run(story()) == ["kept"]
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def test_a_database_that_is_away_is_said(tmp_path: Path) -> None:
+    async def story() -> None:
+        nobody = "postgresql://u:secret@127.0.0.1:9/x"
+        async with aegis.DurableWorkflowEngine(nobody, app=app_for("memory://")) as engine:
+            with pytest.raises(DatabaseUnavailable) as caught:
+                await engine.start(Once())
+            assert "secret" not in str(caught.value)
+
+    asyncio.run(story())
+
+
+def test_errors_are_those_of_the_blocking_engine(url: str, postgres: PrivatePostgres) -> None:
+    async def story() -> None:
+        async with aegis.DurableWorkflowEngine(url, app=app_for("memory://")) as engine:
+            with pytest.raises(WorkflowNotFound):
+                await engine.describe("nobody")
+        with postgres.database() as empty:
+            async with aegis.DurableWorkflowEngine(empty, app=app_for("memory://")) as engine:
+                with pytest.raises(SchemaMismatch, match="aegis db upgrade"):
+                    await engine.describe("nobody")
+
+    asyncio.run(story())
+
+
+def test_an_app_cannot_serve_sqlite() -> None:
+    with pytest.raises(ConfigurationError, match="SQLite"):
+        aegis.DurableWorkflowEngine("sqlite://", app=app_for("memory://"))
+
+
+def test_a_relay_runs_in_memory_to_its_end() -> None:
+    async def story() -> Any:
+        async with aegis.DurableWorkflowEngine("sqlite://") as engine:
+            handle = await engine.start(Relay())
+            await handle.send("go")
+            return (await handle.wait(timeout=10)), await handle.verify_integrity()
+
+    workflow, verified = asyncio.run(story())
+    assert (workflow.state, verified) == ("home", (True, None))
