@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
@@ -17,6 +17,8 @@ from ..persistence import history
 from ..persistence.models import STATUSES
 from ..persistence.records import WorkflowSummary, WorkflowTransition
 from .connect import database
+from .given import attributes
+from .given import moment as moment_given
 from .output import Output, json_option, moment, status_text, table
 
 _SHORT_HASH: Final = 12
@@ -28,12 +30,28 @@ _LONGEST_LINE: Final = 120
 @click.option("--type", "type_name", help="Only this type.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only this status.")
 @click.option("--state", help="Only in this state.")
+@click.option(
+    "attributes",
+    "--where",
+    multiple=True,
+    callback=attributes,
+    metavar="K=V",
+    help="Only with this attribute; repeatable.",
+)
+@click.option("--created-after", callback=moment_given, metavar="TIME", help="Only those started later.")
+@click.option("--created-before", callback=moment_given, metavar="TIME", help="Only those started earlier.")
+@click.option("--after", "last", metavar="ID", help="Go on after this one, the last of the page before.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
 @json_option
-def list_command(out: Output, type_name: str | None, status: str | None, state: str | None, limit: int) -> None:
-    """List workflows, the newest first."""
+def list_command(out: Output, type_name: str | None, last: str | None, limit: int, **filters: Any) -> None:
+    """List workflows, the newest first.
+
+    An attribute's value is a number or a boolean if it is one in JSON, and a string otherwise.
+    """
+    wanted = history.Filter(type=type_name, **filters)
     with database().statement() as connection:
-        rows = history.summaries(connection, type_name=type_name, status=status, state=state, limit=limit)
+        before = None if last is None else _place_of(history.summary(connection, last))
+        rows = history.summaries(connection, wanted, before=before, limit=limit)
 
     def render(console: Console) -> None:
         if not rows:
@@ -42,6 +60,10 @@ def list_command(out: Output, type_name: str | None, status: str | None, state: 
         console.print(table(("id", "type", "state", "status", "seq", "updated", "next"), map(_line, rows)))
 
     out.show(rows, render)
+
+
+def _place_of(row: WorkflowSummary) -> tuple[datetime, str]:
+    return row.created_at, row.id
 
 
 @click.command("show")
@@ -175,7 +197,25 @@ def _render_head(console: Console, row: WorkflowSummary, last: WorkflowTransitio
         console.print(Text(f"paused  by {last.actor}{f': {reason}' if reason else ''}"))
     if row.running:
         console.print(Text(f"worker  {row.worker}, attempt {row.attempt}"))
+    for line in _conditions(row):
+        console.print(Text(line))
     console.print(Text(f"started {moment(row.created_at)}, last change {moment(row.updated_at)}"))
+
+
+def _conditions(row: WorkflowSummary) -> Iterator[str]:
+    """Yield on what conditions it was started, as far as there are any."""
+    if row.begins_at is not None:
+        yield f"begins  {moment(row.begins_at)}"
+    if row.deadline is not None:
+        yield f"until   {moment(row.deadline)}, its deadline"
+    if row.priority or row.queue is not None:
+        yield f"goes    {f'on queue {row.queue}, ' if row.queue else ''}with priority {row.priority}"
+    if row.singleton is not None:
+        yield f"alone   with the key {row.singleton}"
+    if row.attributes:
+        yield "found   by " + ", ".join(
+            f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in sorted(row.attributes.items())
+        )
 
 
 def _step(link: WorkflowTransition) -> Sequence[object]:

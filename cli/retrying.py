@@ -6,8 +6,10 @@ from datetime import timedelta
 
 import click
 
+from ..core.starting import Moment
 from ..persistence.retrying import STOPPED
 from .connect import engine
+from .given import span_or_moment
 from .output import Output, json_option
 from .span import older_than as _older_than
 from .steering import report
@@ -22,10 +24,11 @@ from .steering import report
 @click.option("--error", metavar="TEXT", help="Those whose error's type or message holds a text.")
 @_older_than
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
+@click.option("--deadline", callback=span_or_moment, metavar="SPAN|TIME", help="Another deadline, for one ID.")
 @click.option("--dry-run", is_flag=True, help="Only say how many they are.")
 @click.option("--reason", default="", help="Why; kept in the history.")
 @json_option
-def retry_command(  # noqa: PLR0913 - one parameter an option
+def retry_command(
     out: Output,
     workflow_id: str | None,
     many: bool,
@@ -35,6 +38,7 @@ def retry_command(  # noqa: PLR0913 - one parameter an option
     error: str | None,
     older_than: timedelta | None,
     limit: int | None,
+    deadline: Moment | None,
     dry_run: bool,
     reason: str,
 ) -> None:
@@ -44,9 +48,11 @@ def retry_command(  # noqa: PLR0913 - one parameter an option
         raise click.UsageError("give the ID of a workflow, or --all")
     if not many and (dry_run or any(given is not None for given in filters)):
         raise click.UsageError("what chooses among many is for --all")
+    if many and deadline is not None:
+        raise click.UsageError("--deadline is for the ID of one workflow")
     used = engine()
     if workflow_id is not None:
-        used.retry(workflow_id, reason=reason)
+        used.retry(workflow_id, reason=reason, deadline=deadline)
         report(out, used, workflow_id)
         return
     count = used.retry_all(

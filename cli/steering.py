@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from ..core.canonical import Json, parse
 from ..core.errors import InvalidData, WaitTimeout
-from ..core.workflow import registry
-from ..persistence.durable import DurableWorkflowEngine
+from ..core.workflow import Workflow, registry
+from ..persistence.durable import DurableWorkflowEngine, Handle
 from ..persistence.records import WorkflowSummary
 from .connect import engine
+from .given import attributes, span_or_moment
 from .output import EXIT_NO, EXIT_OK, Output, json_option
 
 _UNRUNG: Final = "the broker does not answer: accepted all the same, and run as soon as it is back"
@@ -25,16 +27,35 @@ _reason = click.option("--reason", default="", help="Why; kept in the history.")
 @click.argument("type_name", metavar="TYPE")
 @click.option("--id", "workflow_id", help="Its id; starting it again with the same input changes nothing.")
 @click.option("--data", default="{}", metavar="JSON", help="Its data: JSON, @FILE, or - for standard input.")
+@click.option("--delay", callback=span_or_moment, metavar="SPAN|TIME", help="Not to begin before; such as 10m.")
+@click.option("--priority", default=0, show_default=True, help="0 to 9: what has more goes first.")
+@click.option("--queue", help="Where its transitions run that name no queue of their own.")
+@click.option(
+    "attributes", "--attribute", multiple=True, callback=attributes, metavar="K=V", help="To find it by; repeatable."
+)
+@click.option("--deadline", callback=span_or_moment, metavar="SPAN|TIME", help="When it has to have ended.")
+@click.option("--singleton", metavar="KEY", help="Only if no other of its type has the key, and has not ended.")
+@click.option("--attach", is_flag=True, help="With --singleton: tell of the one that has the key, instead.")
 @json_option
-def start_command(out: Output, type_name: str, workflow_id: str | None, data: str) -> None:
-    """Start a workflow of TYPE."""
+def start_command(out: Output, type_name: str, workflow_id: str | None, data: str, **conditions: Any) -> None:
+    """Start a workflow of TYPE.
+
+    An attribute's value is a number or a boolean if it is one in JSON, and a string otherwise.
+    """
     used = engine()
     workflow = registry.get(type_name).from_dict(_object(data))
-    handle = used.start(workflow, id=workflow_id)
+    handle = used.start(workflow, id=workflow_id, **conditions)
     if not handle.rung:
         out.warn(_UNRUNG)
-    line = f"{handle.id} accepted" if handle.new else f"{handle.id} was accepted before, with the same data"
-    out.say({"id": handle.id, "new": handle.new, "rung": handle.rung}, line)
+    out.say({"id": handle.id, "new": handle.new, "rung": handle.rung}, _accepted(handle, conditions))
+
+
+def _accepted(handle: Handle[Workflow], conditions: Mapping[str, Any]) -> str:
+    if handle.new:
+        return f"{handle.id} accepted"
+    if conditions["attach"]:
+        return f"{handle.id} has the key {conditions['singleton']}, or was accepted before"
+    return f"{handle.id} was accepted before, with the same data"
 
 
 @click.command("send")

@@ -6,13 +6,13 @@ in the payload of transition 0, for the history to tell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from .canonical import Json, canonical, load
-from .chain import timestamp
+from .chain import ENGINE_EVENTS, timestamp
 from .errors import InvalidData, InvalidName
 from .machine import LONGEST_TIMER, MAX_NAME, is_queue_name
 from .names import check_name, check_new_id
@@ -125,6 +125,44 @@ class Conditions:
             "singleton": self.singleton,
         }
         return {name: value for name, value in given.items() if value}
+
+
+def conditions_in(history: Iterable[tuple[str, Mapping[str, Json]]]) -> Conditions:
+    """Return the conditions as a history leaves them: of each transition its event, and what it says.
+
+    Raises:
+        InvalidData, InvalidName, NotCanonical: it says what no start could have.
+
+    """
+    known: dict[str, Any] = {}
+    for event, said in history:
+        if event == "created":
+            known = {name: said[name] for name in _SAID if name in said}
+        elif event == "retried" and "deadline" in said:
+            known["deadline"] = said["deadline"]
+        elif event not in ENGINE_EVENTS:
+            # A transition that says it was made at the deadline: that is done with.
+            known |= {"deadline": None} if "deadline" in said else {}
+            known |= {"attributes": said["attributes"]} if "attributes" in said else {}
+    _check_priority(known.get("priority", 0))
+    _check_queue(known.get("queue"))
+    if known.get("singleton") is not None:
+        check_name("singleton key", known["singleton"])
+    attributes = check_attributes(known.get("attributes"))
+    moments = {name: _moment_in(f"/{name}", known.get(name)) for name in ("begins_at", "deadline")}
+    return Conditions(**known | moments | {"attributes": attributes})
+
+
+_SAID: Final = ("begins_at", "priority", "queue", "attributes", "deadline", "singleton")
+
+
+def _moment_in(pointer: str, text: object) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+    except ValueError:
+        raise _invalid(pointer, f"{_shown(text)} is no time") from None
 
 
 def compared(said: object) -> dict[str, Json]:

@@ -20,15 +20,14 @@ from ..core.errors import DidNotHappen, InvalidData, WaitTimeout, WorkflowNotCom
 from ..core.finding import Report
 from ..core.starting import Attribute, Moment, Start
 from ..core.workflow import Workflow, read_data, registry
-from . import effects, history, inbox, operations, removal, resolution, retrying, starting, transfer
+from . import history, inbox, operations, removal, resolution, retrying, starting, transfer
 from .auditor import Auditor, Sources
 from .database import Database, in_one_transaction
 from .guest import Guest, guest_of, savepoint
 from .inbox import Message
-from .models import STATUSES
 from .operations import Terms
+from .records import Checkpoint, WorkflowSummary, WorkflowTransition
 from .retrying import Batch, Wanted
-from .records import Checkpoint, Effect, WorkflowSummary, WorkflowTransition
 from .transfer import Scrutiny
 from .walk import Piece, Place, walk
 
@@ -497,35 +496,30 @@ class DurableWorkflowEngine:
         type: type[Workflow] | str | None = None,  # noqa: A002
         status: str | None = None,
         state: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
         before: tuple[datetime, str] | None = None,
         limit: int = 100,
     ) -> list_of[WorkflowSummary]:
-        """Return workflows, the newest first; ``before`` is ``(created_at, id)`` of the last one seen."""
-        type_name = _type_name(type)
-        if status is not None and status not in STATUSES:
-            raise InvalidData("the filter", [("/status", f"{status!r} is none of {', '.join(STATUSES)}")])
-        with self.database.statement() as connection:
-            return history.summaries(
-                connection, type_name=type_name, status=status, state=state, before=before, limit=limit
-            )
+        """Return workflows, the newest first; ``before`` is ``(created_at, id)`` of the last one seen.
 
-    def effects(
-        self,
-        id: str | None = None,  # noqa: A002
-        *,
-        in_doubt: bool = False,
-        limit: int = 100,
-    ) -> list_of[Effect]:
-        """Return what handlers did outside, of one workflow or of all, the first first; ``in_doubt``: those alone.
+        Only those of which all is true that is given; of the ``attributes``, that they have all of these.
 
         Raises:
-            WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more.
+            InvalidData, InvalidName, NotCanonical: nothing could ever match.
 
         """
+        wanted = history.Filter(
+            type=type if isinstance(type, str) or type is None else type.definition.type,
+            status=status,
+            state=state,
+            attributes=attributes or {},
+            created_after=created_after,
+            created_before=created_before,
+        )
         with self.database.statement() as connection:
-            if id is not None:
-                history.summary(connection, id)
-            return effects.listed(connection, id, in_doubt=in_doubt, limit=limit)
+            return history.summaries(connection, wanted, before=before, limit=limit)
 
     def export_bundle(self, id: str, *, without_effects: bool = False) -> Bundle:  # noqa: A002
         """Return a workflow's whole history, with what it takes to verify it elsewhere.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, func, literal, select, tuple_
+from sqlalchemy import Boolean, ColumnElement, Connection, Select, func, literal, literal_column, select, tuple_
 
 from ..core.canonical import Json, canonical, is_canonical, load
 from ..core.chain import checkpoint_commitment, payload_commitment, transition_hash
@@ -20,8 +21,9 @@ from ..core.errors import (
     WorkflowPurged,
 )
 from ..core.names import SYSTEM, check_name
+from ..core.starting import Attribute, check_attributes
 from . import sql
-from .models import CheckpointRow, PayloadRow, RemovalRow, TransitionRow, WorkflowRow
+from .models import STATUSES, CheckpointRow, PayloadRow, RemovalRow, TransitionRow, WorkflowRow
 from .records import WorkflowSummary, WorkflowTransition
 
 _SUMMARY = (
@@ -47,12 +49,59 @@ def summary(connection: Connection, workflow_id: str) -> WorkflowSummary:
     return _read_summary(row)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which workflows to list: those of which all of it is true."""
+
+    type: str | None = None
+    status: str | None = None
+    state: str | None = None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    """What they were started with, or say of themselves since: all of these, whatever else."""
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+    def check(self) -> None:
+        """Refuse a filter that nothing can match.
+
+        Raises:
+            InvalidData, InvalidName, NotCanonical: say what is wrong with it.
+
+        """
+        canonical([self.type, self.status, self.state])  # PostgreSQL takes no U+0000 and no lone surrogates
+        check_attributes(self.attributes)
+        if self.status is not None and self.status not in STATUSES:
+            raise InvalidData("the filter", [("/status", f"{self.status!r} is none of {', '.join(STATUSES)}")])
+        for name, moment in (("created_after", self.created_after), ("created_before", self.created_before)):
+            if moment is not None and moment.utcoffset() is None:
+                raise InvalidData("the filter", [(f"/{name}", f"{moment.isoformat()} has no time zone")])
+
+    def conditions(self) -> Iterator[ColumnElement[bool]]:
+        """Yield what has to be true of a row."""
+        for column, wanted in (
+            (WorkflowRow.type, self.type),
+            (WorkflowRow.status, self.status),
+            (WorkflowRow.state, self.state),
+        ):
+            if wanted is not None:
+                yield column == wanted
+        if self.attributes:
+            yield sql.holds(WorkflowRow.attributes, canonical(check_attributes(self.attributes)).decode())
+            # What the index of the attributes leaves out: said, so that it is used.
+            yield literal_column("aegis_workflow.attributes <> '{}'", Boolean)
+        if self.created_after is not None:
+            yield WorkflowRow.created_at > self.created_after
+        if self.created_before is not None:
+            yield WorkflowRow.created_at < self.created_before
+
+
+EVERYTHING: Final = Filter()
+
+
 def summaries(
     connection: Connection,
+    wanted: Filter = EVERYTHING,
     *,
-    type_name: str | None = None,
-    status: str | None = None,
-    state: str | None = None,
     before: tuple[datetime, str] | None = None,
     limit: int = 100,
 ) -> list[WorkflowSummary]:
@@ -61,25 +110,20 @@ def summaries(
     The system's own is not among them.
 
     Raises:
-        InvalidData, NotCanonical: a filter that nothing can match.
+        InvalidData, InvalidName, NotCanonical: a filter that nothing can match.
 
     """
-    canonical([type_name, status, state])  # PostgreSQL takes no U+0000 and no lone surrogates
+    wanted.check()
     if limit < 1:
         raise InvalidData("the filter", [("/limit", f"{limit} is not 1 or more")])
-    query = _summaries().where(_NOT_THE_SYSTEM).order_by(WorkflowRow.created_at.desc(), WorkflowRow.id.desc())
-    if type_name is not None:
-        query = query.where(WorkflowRow.type == type_name)
-    if status is not None:
-        query = query.where(WorkflowRow.status == status)
-    if state is not None:
-        query = query.where(WorkflowRow.state == state)
+    query = _summaries().where(_NOT_THE_SYSTEM, *wanted.conditions())
     if before is not None:
         created_at, workflow_id = before
         query = query.where(
             tuple_(WorkflowRow.created_at, WorkflowRow.id) < tuple_(sql.moment(created_at), literal(workflow_id))
         )
-    return [_read_summary(row) for row in connection.execute(query.limit(limit))]
+    newest_first = query.order_by(WorkflowRow.created_at.desc(), WorkflowRow.id.desc()).limit(limit)
+    return [_read_summary(row) for row in connection.execute(newest_first)]
 
 
 def counts(connection: Connection) -> dict[str, int]:

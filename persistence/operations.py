@@ -19,6 +19,7 @@ from ..core.canonical import Json, canonical
 from ..core.chain import MacKey, checkpoint_commitment, timestamp
 from ..core.errors import DeadlineExceeded, HistoryBroken, InvalidData, InvalidName, WrongStatus
 from ..core.names import check_name
+from ..core.recovery import is_overdue
 from ..core.starting import Moment, check_moment, moment_of
 from . import effects, moves, sql
 from .database import in_transaction
@@ -111,15 +112,22 @@ def retry(
     check_moment("/deadline", deadline)
     position, status, now = lock(session, workflow_id)
     _need(position, status, "retrying", ("failed", "quarantined"))
-    moment = moment_of("/deadline", deadline, now)
+    moment, passed = moment_of("/deadline", deadline, now), position.deadline
     if moment is None:
-        if position.deadline is not None and position.deadline <= now:
-            raise DeadlineExceeded(workflow_id, timestamp(position.deadline), position.state)
+        if passed is not None and is_overdue(passed, now=now) and _was_overdue(session, workflow_id):
+            raise DeadlineExceeded(workflow_id, timestamp(passed), position.state)
         return _intervene(session, position, "retried", None, reason, now, terms)
     if moment <= now:
         raise InvalidData("the retry", [("/deadline", f"{timestamp(moment)} has passed")])
     session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(deadline=moment))
     return _intervene(session, position, "retried", None, reason, now, terms, said={"deadline": timestamp(moment)})
+
+
+def _was_overdue(session: Session, workflow_id: str) -> bool:
+    """Whether it is the deadline that a workflow failed at, and not a handler."""
+    error = session.execute(select(WorkflowRow.error).where(WorkflowRow.id == workflow_id)).scalar_one()
+    kind = f"{DeadlineExceeded.__module__}.{DeadlineExceeded.__qualname__}"
+    return isinstance(error, dict) and error.get("type") == kind
 
 
 def cancel(session: Session, workflow_id: str, reason: str, terms: Terms) -> None:

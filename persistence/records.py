@@ -187,6 +187,12 @@ class WorkflowSummary:
     updated_at: datetime
 
     @property
+    def begins_at(self) -> datetime | None:
+        """When a delayed start begins; None: it was not delayed, or has begun."""
+        waits = self.seq == 0 and not self.attempt and self.status in {"pending", "paused"}
+        return self.entered_at if waits and self.entered_at > self.created_at else None
+
+    @property
     def running(self) -> bool:
         """Whether a handler runs now."""
         return self.worker is not None

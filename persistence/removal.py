@@ -7,7 +7,7 @@ bounded piece inside one transaction of its caller: all of it happened, or nothi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -46,6 +46,8 @@ _MOST: Final = 5000
 _MOST_KEPT: Final = 1_000_000
 _LONGEST: Final = timedelta(days=36_500)
 _ENDED_FIRST: Final = ("completed", "cancelled (`aegis cancel` comes first)")
+# What a row may say of a person.
+_FORGOTTEN: Final[Mapping[str, Any]] = {"inbox": 0, "attributes": {}, "singleton": None}
 # What these said stays: it is no user's data, and without it the chain could not be verified.
 _KEPT_PAYLOADS: Final = ("erased", "imported")
 _UNITS: Final = (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("m", timedelta(minutes=1)))
@@ -62,9 +64,9 @@ _L: Final = LogRow.__table__.c
 def erase(session: Session, workflow_id: str, reason: str, terms: Terms) -> bool:
     """Erase a workflow's data, and with it the salts: the hashes stay, and tell nothing.
 
-    Its payloads, its events, all its checkpoints, what its last error said. A transition ``erased``
-    says who did it and why; ``reason`` stays for ever, and must hold no personal data. Returns False
-    if it was erased before, and there is nothing new.
+    Its payloads, its events, all its checkpoints, its attributes and its key, what its last error said. A
+    transition ``erased`` says who did it and why; ``reason`` stays for ever, and must hold no personal data.
+    Returns False if it was erased before, and there is nothing new.
 
     Raises:
         InvalidName, NotCanonical: the id, or the reason, which must not be empty; nothing was erased.
@@ -119,7 +121,7 @@ def _delete_data(session: Session, workflow_id: str) -> int:
     ):
         gone += connection.execute(statement).rowcount
     if gone:
-        connection.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(inbox=0))
+        connection.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(_FORGOTTEN))
     return gone
 
 

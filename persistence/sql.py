@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, DateTime, Dialect, Integer, Interval, Text, func, literal
+from sqlalchemy import BigInteger, Boolean, ColumnElement, DateTime, Dialect, Integer, Interval, Text, func, literal
 from sqlalchemy.dialects.postgresql import INTERVAL, JSONB, TIMESTAMP
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.compiler import compiles
@@ -185,6 +185,32 @@ def _with_count(element: Any, compiler: Any, **options: Any) -> str:
 def _with_count_sqlite(element: Any, compiler: Any, **options: Any) -> str:
     document_, name, number = (compiler.process(part, **options) for part in element.clauses)
     return f"json_set({document_}, '$.' || {name}, {number})"
+
+
+# --- what a document holds ------------------------------------------------------------------------
+
+
+class holds(FunctionElement[bool]):  # noqa: N801 - likewise
+    """``holds(document, members)``: whether a flat document has all of these members; they are canonical text."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(holds)
+def _holds(element: Any, compiler: Any, **options: Any) -> str:
+    document_, members = (compiler.process(part, **options) for part in element.clauses)
+    return f"({document_} @> CAST({members} AS JSONB))"
+
+
+@compiles(holds, "sqlite")
+def _holds_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    document_, members = (compiler.process(part, **options) for part in element.clauses)
+    return (
+        f"NOT EXISTS (SELECT 1 FROM json_each({members}) AS asked WHERE NOT EXISTS"  # noqa: S608 - SQLAlchemy's own text
+        f" (SELECT 1 FROM json_each({document_}) AS there WHERE there.key = asked.key"
+        f" AND there.type = asked.type AND there.value = asked.value))"
+    )
 
 
 # --- in the tables' definitions ---------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Final
 
 from sqlalchemy import Connection, and_, insert, or_, select
@@ -26,6 +27,7 @@ from ..core.machine import Definition
 from ..core.merkle import inclusion_proof
 from ..core.names import check_name, check_new_id
 from ..core.note import VerifierKey
+from ..core.starting import Conditions, conditions_in
 from ..core.workflow import registry, state_of
 from . import database as databases
 from . import moves, sql, system
@@ -358,8 +360,18 @@ class _Incoming:
     @property
     def following(self) -> Following:
         """What the state waits for, by the class that is loaded here."""
-        entered_at = self.moments[self.entered_seq]
-        return Following.of(self.definition.pending(self.bundle.head.state, entered_at=entered_at))
+        return Following.of(self.definition.pending(self.bundle.head.state, entered_at=self.entered_at))
+
+    @property
+    def entered_at(self) -> datetime:
+        """When the state was entered; a delayed start enters its first one when it begins."""
+        begins_at = None if self.entered_seq else self.conditions.begins_at
+        return begins_at or self.moments[self.entered_seq]
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        """On what conditions it was started, and what became of them."""
+        return conditions_in((str(one.members["event"]), one.said) for one in self.bundle.transitions)
 
     @property
     def error(self) -> dict[str, Any] | None:
@@ -404,6 +416,7 @@ def _take_id(session: Session, incoming: _Incoming) -> None:
 
     """
     head, following, moments = incoming.bundle.head, incoming.following, incoming.moments
+    conditions = incoming.conditions
     now = databases.now(session.connection())
     taken = session.execute(
         sql.upsert(WorkflowRow)
@@ -418,10 +431,15 @@ def _take_id(session: Session, incoming: _Incoming) -> None:
             head=head.head,
             following=following.name,
             accepts=list(following.accepts),
-            queue=following.queue,
+            queue=following.queue or conditions.queue,
+            home_queue=conditions.queue,
+            priority=conditions.priority,
+            attributes=dict(conditions.attributes),
+            deadline=conditions.deadline,
+            singleton=conditions.singleton,
             steered_by=incoming.steered_by,
             moved_at=moments[-1],
-            entered_at=moments[incoming.entered_seq],
+            entered_at=incoming.entered_at,
             entered_seq=incoming.entered_seq,
             timer_at=following.timer_at,
             checkpoint_number=max(
@@ -451,6 +469,9 @@ def _who_has_it(session: Session, incoming: _Incoming) -> str:
     rows = session.execute(select(_T.hash).where(_T.workflow_id == incoming.workflow_id).order_by(_T.seq)).scalars()
     there = [bytes(one) for one in rows]
     given = [one.hash for one in incoming.bundle.transitions]
+    if not there:
+        key = incoming.conditions.singleton
+        return f"another workflow of its type has its singleton key {key!r}, and has not ended: cancel that one first"
     common = min(len(there), len(given))
     if there[:common] != given[:common]:
         return f"there is another workflow {incoming.workflow_id!r} here"
