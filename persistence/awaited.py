@@ -393,12 +393,31 @@ class DurableWorkflowEngine(Spawning):
         type: type[Workflow] | str | None = None,  # noqa: A002
         status: str | None = None,
         state: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
         before: tuple[datetime, str] | None = None,
         limit: int = 100,
     ) -> list_of[WorkflowSummary]:
-        """Return workflows, the newest first; ``before`` is ``(created_at, id)`` of the last one seen."""
+        """Return workflows, the newest first; ``before`` is ``(created_at, id)`` of the last one seen.
+
+        Only those of which all is true that is given; of the ``attributes``, that they have all of these.
+
+        Raises:
+            InvalidData, InvalidName, NotCanonical: nothing could ever match.
+
+        """
         return await self._spawn(
-            lambda engine: engine.list(type=type, status=status, state=state, before=before, limit=limit)
+            lambda engine: engine.list(
+                type=type,
+                status=status,
+                state=state,
+                attributes=attributes,
+                created_after=created_after,
+                created_before=created_before,
+                before=before,
+                limit=limit,
+            )
         )
 
     async def effects(

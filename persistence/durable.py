@@ -20,13 +20,13 @@ from ..core.errors import DidNotHappen, InvalidData, WaitTimeout, WorkflowNotCom
 from ..core.finding import Report
 from ..core.starting import Attribute, Moment, Start
 from ..core.workflow import Workflow, read_data, registry
-from . import history, inbox, operations, removal, resolution, retrying, starting, transfer
+from . import effects, history, inbox, operations, removal, resolution, retrying, starting, transfer
 from .auditor import Auditor, Sources
 from .database import Database, in_one_transaction
 from .guest import Guest, guest_of, savepoint
 from .inbox import Message
 from .operations import Terms
-from .records import Checkpoint, WorkflowSummary, WorkflowTransition
+from .records import Checkpoint, Effect, WorkflowSummary, WorkflowTransition
 from .retrying import Batch, Wanted
 from .transfer import Scrutiny
 from .walk import Piece, Place, walk
@@ -511,7 +511,7 @@ class DurableWorkflowEngine:
 
         """
         wanted = history.Filter(
-            type=type if isinstance(type, str) or type is None else type.definition.type,
+            type=_type_name(type),
             status=status,
             state=state,
             attributes=attributes or {},
@@ -520,6 +520,24 @@ class DurableWorkflowEngine:
         )
         with self.database.statement() as connection:
             return history.summaries(connection, wanted, before=before, limit=limit)
+
+    def effects(
+        self,
+        id: str | None = None,  # noqa: A002
+        *,
+        in_doubt: bool = False,
+        limit: int = 100,
+    ) -> list_of[Effect]:
+        """Return what handlers did outside, of one workflow or of all, the first first; ``in_doubt``: those alone.
+
+        Raises:
+            WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more.
+
+        """
+        with self.database.statement() as connection:
+            if id is not None:
+                history.summary(connection, id)
+            return effects.listed(connection, id, in_doubt=in_doubt, limit=limit)
 
     def export_bundle(self, id: str, *, without_effects: bool = False) -> Bundle:  # noqa: A002
         """Return a workflow's whole history, with what it takes to verify it elsewhere.
