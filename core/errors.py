@@ -591,3 +591,14 @@ class RestoreFailed(AegisError):
 
     def _message(self) -> str:
         return f"{self.what}: {self.problem}; {self.remedy}"
+
+
+class ClockRefused(AegisError):
+    """A clock that tests can set was asked for where it must not be, or cannot be; ``database`` says where."""
+
+    def __init__(self, database: str, problem: str, remedy: str) -> None:
+        super().__init__(database, problem, remedy)
+        self.database, self.problem, self.remedy = database, problem, remedy
+
+    def _message(self) -> str:
+        return f"the clock of {self.database} cannot be set: {self.problem}; {self.remedy}"

@@ -1,1 +1,5 @@
-"""What proves AEGIS: the invariants of a history, read off the database and off a ledger outside of it."""
+"""What workflows are tested with: a clock that can be set, and the invariants that prove AEGIS itself."""
+
+from .clock import Clock
+
+__all__ = ["Clock"]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from deployment import Deployment
-from fault_workflows import Approval, Failing, Long, Poison, Steps, Stuck
+from fault_workflows import Approval, Failing, Hopeless, Long, Poison, Steps, Stuck
 from local_engine import eventually
 
 from aegis.persistence import watch
@@ -123,6 +123,26 @@ def test_a_handler_that_hangs_is_ended_by_its_timeout(deployment: Deployment, in
     deployment.await_status("stuck", "quarantined" if in_c else "failed", within=60)
     assert deployment.effects("stuck") == 2
     deployment.assert_sound(work=2)
+
+
+@pytest.mark.parametrize("how", ["kill", "hang", "hang in C"])
+def test_a_handler_that_never_ends_gives_up_where_there_is_a_state_for_it(deployment: Deployment, how: str) -> None:
+    """Soft limits, hard limits and killed processes all obey Retry, and all lead there."""
+    deployment.beat()
+    worker = deployment.worker()
+    deployment.ledger.accepted(deployment.engine.start(Hopeless(how=how), id="hopeless").id)
+    deployment.engine.send("hopeless", "again", key="k")
+    deployment.await_status("hopeless", "completed", within=60)
+    assert deployment.effects("hopeless") == 2
+    last = deployment.engine.history("hopeless")[-1]
+    assert (last.event, last.to_state) == ("try_it", "done")
+    assert isinstance(last.payload, dict)
+    assert (last.payload["gave_up"], last.payload["key"]) == (True, "k")
+    problem = "within its timeout of 0.5 s" if how == "hang" else "its worker died in each of 2 attempts"
+    assert problem in last.payload["error"]["message"]  # type: ignore[index, call-overload, operator]
+    assert deployment.engine.describe("hopeless").inbox == 0
+    assert worker.container.status == "running"
+    assert deployment.engine.verify_integrity("hopeless") == (True, None)
 
 
 def test_an_attempt_that_raises_is_tried_again_and_told(deployment: Deployment) -> None:

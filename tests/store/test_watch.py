@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from private_servers import PrivateBroker, PrivatePostgres
+from sqlalchemy import event
 from store_workbench import (
     GRACE,
     HAND,
@@ -680,3 +682,47 @@ def test_a_workflow_that_is_due_is_found_again_by_every_way(
         assert workflow_id in {due.workflow_id for due in found}
         assert claim(database, workflow_id) is not None
         engine.cancel(workflow_id)
+
+
+# --- what only sleeps -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda connection: watch.due(connection, ["store.Parcel/1"], 100),
+        lambda connection: watch.due(connection, ["store.Parcel/1"], 100, urgent=False),
+        lambda connection: watch.due(connection, ["store.Parcel/1"], 100, urgent=True),
+        lambda connection: watch.due_queues(connection, ["store.Parcel/1"], 100),
+        lambda connection: watch.is_due(connection, ["store.Parcel/1"]),
+        lambda connection: watch.all_due(connection, POLICY, 100),
+    ],
+    ids=["due", "due, ordinary", "due, urgent", "queues", "is due", "all due"],
+)
+def test_what_only_sleeps_is_not_read_by_a_sweep(
+    engine: DurableWorkflowEngine, bench: Bench, database: Database, look: Callable[[Any], object]
+) -> None:
+    """A moment that does not change within the statement is where the index is entered; a clock would be asked each."""
+    engine.start(Parcel(), id="p")
+    run_transition(bench, "p", 0)
+    columns = "type, version, definition, state, status, seq, head, accepts, moved_at, entered_at, checkpointed_at"
+    copied = f"{columns}, created_at, updated_at, timer_at, ready_at, due_at"
+    sleepers = f"INSERT INTO aegis_workflow (id, {copied}) SELECT 'z' || n, {copied} FROM aegis_workflow"  # noqa: S608
+    sql(database, f"{sleepers}, generate_series(1, 3000) AS n WHERE id = 'p'")
+    with database.statement() as connection:
+        connection.exec_driver_sql("ANALYZE aegis_workflow")
+    seen: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    with database.transaction() as session:
+        look(session.connection())
+    event.remove(database.engine, "before_cursor_execute", note)
+    with database.transaction() as session:
+        plan = session.connection().exec_driver_sql("EXPLAIN (ANALYZE, BUFFERS OFF) " + seen[0][0], seen[0][1])
+        lines = list(plan.scalars())
+    removed = [int(found[1]) for line in lines if (found := re.search(r"Rows Removed by Filter: (\d+)", line))]
+    assert sum(removed) < 100, "\n".join(lines)
+    assert any("Index Cond" in line and "due_at <" in line for line in lines), "\n".join(lines)

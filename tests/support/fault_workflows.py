@@ -183,3 +183,50 @@ class Approval(Workflow):
 
     @transition(Review.OPEN, Review.LATE, after=timedelta(seconds=2))
     def expire(self, ctx: Context) -> None: ...
+
+
+class Season(StrEnum):
+    NEW = "new"
+    WAITING = "waiting"
+    WEEK_OVER = "week over"
+    MONTH_OVER = "month over"
+    ENDED = "ended"
+
+
+class Seasons(Workflow):
+    """Three timers of one state, of which the shortest is of a week, and then one of a month."""
+
+    state: Season = Season.NEW
+
+    @transition(Season.NEW, Season.WAITING)
+    def begin(self, ctx: Context) -> None: ...
+
+    @transition(Season.WAITING, Season.ENDED, after=timedelta(days=365))
+    def year(self, ctx: Context) -> None: ...
+
+    @transition(Season.WAITING, Season.WEEK_OVER, after=timedelta(days=7))
+    def week(self, ctx: Context) -> None: ...
+
+    @transition(Season.WAITING, Season.ENDED, after=timedelta(days=8))
+    def longer(self, ctx: Context) -> None: ...
+
+    @transition(Season.WEEK_OVER, Season.MONTH_OVER, after=timedelta(days=30))
+    def month(self, ctx: Context) -> None: ...
+
+
+class Hopeless(Workflow):
+    """A handler that never comes to an end, and a state for when it was tried often enough."""
+
+    state: Life = Life.ALIVE
+    how: str = "kill"
+
+    @transition(
+        Life.ALIVE, Life.ALIVE, on="again", retry=Retry(max_attempts=2, delay=0.1), timeout=0.5, give_up=Life.DONE
+    )
+    def try_it(self, ctx: Context, _: None) -> None:
+        note(ctx, "try_it")
+        if self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "hang in C":
+            sum(itertools.repeat(0))
+        time.sleep(60)

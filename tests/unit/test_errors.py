@@ -19,6 +19,7 @@ from aegis.core.errors import (
     BundleRefused,
     CheckpointPruned,
     ClaimLost,
+    ClockRefused,
     ConfigurationError,
     DatabaseUnavailable,
     DataErased,
@@ -184,6 +185,11 @@ SAMPLES: Final[list[tuple[type[AegisError], dict[str, Any], list[str]]]] = [
         WaitTimeout,
         {"workflow_id": "o-1", "timeout": 1.5, "status": "waiting", "state": "review"},
         ["'o-1'", "1.5 s", "waiting", "'review'"],
+    ),
+    (
+        ClockRefused,
+        {"database": "shop", "problem": "it is no test", "remedy": "mark it"},
+        ["the clock of shop", "it is no test", "mark it"],
     ),
     (ClaimLost, {"workflow_id": "o-1", "seq": 7}, ["'o-1'", "seq 7"]),
     (
