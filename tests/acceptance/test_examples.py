@@ -105,6 +105,26 @@ def test_a_payment_whose_answer_got_lost_is_charged_once(deploy: Callable[..., D
     assert len(book.read_text().splitlines()) == 2
 
 
+def test_an_order_and_its_workflow_are_both_there_or_neither(deploy: Callable[..., Deployment]) -> None:
+    deployment = deploy(PYTHONPATH=str(EXAMPLES), AEGIS_WORKFLOWS="shop.workflow")
+    deployment.beat()
+    deployment.worker()
+    said = subprocess.run(
+        [sys.executable, "-m", "shop.app"],
+        env={**os.environ, **deployment.environment},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    ).stdout
+    assert said in (EXAMPLES / "README.md").read_text()
+    assert [row.id for row in deployment.engine.list(attributes={"customer": "edsger"})] == []
+    for name in ("order-1-ada", "order-2-grace"):
+        assert deployment.engine.verify_integrity(name) == (True, None)
+    events = [transition.event for transition in deployment.engine.history("order-2-grace")]
+    assert events == ["created", "pack", "give_back"]
+
+
 # --- the budget -------------------------------------------------------------------------------
 
 
