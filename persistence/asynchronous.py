@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,6 +22,7 @@ from typing_extensions import override
 from ..core.errors import ConfigurationError, DatabaseUnavailable
 from . import sqlite
 from .database import Database, see_through
+from .doubt import doubt_in
 from .outage import reason_of
 
 P = ParamSpec("P")
@@ -62,6 +64,7 @@ class AsyncDatabase(Database):
 
     def __init__(self, blocking: Database, *, pool_size: int = 5) -> None:
         self._blocking = blocking  # what is in memory is kept by that one
+        self._doubts: weakref.WeakKeyDictionary[Any, list[str]] = weakref.WeakKeyDictionary()
         self._threads: ThreadPoolExecutor | None = None
         super().__init__(blocking.address.render_as_string(hide_password=False), pool_size=pool_size)
 
@@ -96,22 +99,51 @@ class AsyncDatabase(Database):
             isolation_level="READ COMMITTED",
         )
         event.listen(made.sync_engine, "handle_error", see_through)
+        self._watch(made.sync_engine)
         return made
 
     async def _connect(self) -> Any:
         import asyncpg  # noqa: PLC0415 - who uses SQLite needs no driver for PostgreSQL
 
-        plain = self.address.set(drivername="postgresql").difference_update_query(_LIBPQ_ALONE)
+        plain, several = _places(self.address.set(drivername="postgresql").difference_update_query(_LIBPQ_ALONE))
         try:
             made = await asyncpg.connect(
                 plain.render_as_string(hide_password=False),
+                **several,
                 timeout=_CONNECT_TIMEOUT,
                 server_settings={"application_name": "aegis"},
             )
         except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise DatabaseUnavailable(self.url, reason_of(error)) from error
         _keep_alive(made)
+        self._doubts[made] = []
+        made.add_log_listener(self._hear)
         return made
+
+    # --- what a server says beside its answers: see ``replicated.py`` -------------------------------
+
+    def _hear(self, connection: Any, message: Any) -> None:
+        if (doubt := doubt_in([f"{message.severity}:  {message.message}"])) is not None:
+            self._doubts[connection].append(doubt)
+
+    def _check(self, connection: Any) -> None:
+        """Refuse a commit that PostgreSQL gave up waiting for a standby with: its outcome is not known."""
+        if doubts := self._doubts.get(connection.driver_connection):
+            doubt = doubts[0]
+            doubts.clear()
+            raise DatabaseUnavailable(self.url, doubt)
+
+    def _watch(self, engine: Engine) -> None:
+        commit = engine.dialect.do_commit
+
+        def do_commit(connection: Any) -> None:
+            commit(connection)
+            self._check(connection)
+
+        engine.dialect.do_commit = do_commit  # type: ignore[method-assign, assignment]
+        event.listen(
+            engine, "after_cursor_execute", lambda connection, *_: self._check(connection.connection.dbapi_connection)
+        )
 
     # --- what else would block --------------------------------------------------------------------
 
@@ -131,6 +163,16 @@ class AsyncDatabase(Database):
         if self._threads is not None:
             self._threads.shutdown(wait=False)
             self._threads = None
+
+
+def _places(address: URL) -> tuple[URL, dict[str, Any]]:
+    """Return an address without its hosts, where it names several, and these as asyncpg takes them."""
+    named = address.query.get("host")
+    if not isinstance(named, tuple):
+        return address, {}
+    pairs = [one.rpartition(":") if ":" in one else (one, ":", str(address.port or 5432)) for one in named]
+    several = {"host": [host for host, _, _ in pairs], "port": [int(port) for _, _, port in pairs]}
+    return address.difference_update_query(["host", "port"]), several
 
 
 def _keep_alive(connection: Any) -> None:

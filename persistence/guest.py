@@ -12,20 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from psycopg2 import errorcodes
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session, scoped_session
 
 from ..core.errors import DatabaseUnavailable, ForeignSession
+from . import sqlite
 from .afterwards import Act, Afterwards
 from .database import Database, is_transient, is_unavailable, reason_of
 from .lent import connection_over, driver_of
 from .models import DeploymentRow, WorkflowRow
 from .schema import deployment_name
 
-# Tables, or columns of them, as another version has them.
-_NOT_THERE: Final = frozenset({errorcodes.UNDEFINED_TABLE, errorcodes.UNDEFINED_COLUMN})
+# Tables, or columns of them, as another version has them: undefined_table, undefined_column.
+_NOT_THERE: Final = frozenset({"42P01", "42703"})
+_FAILED_BEFORE: Final = "25P02"
+_FORBIDDEN: Final = "42501"
 _DEPLOYMENT: Final = "aegis.deployment"
 _HANDED_OVER: Final = "hand over a session or a connection of SQLAlchemy, Django's connection, or one of psycopg"
 _OF_THE_ENGINE: Final = "hand over one of the database that AEGIS_DATABASE_URL names"
@@ -79,10 +81,10 @@ def guest_of(given: object, database: Database) -> Guest:
     """
     found = given() if isinstance(given, scoped_session) else given
     if isinstance(found, Session):
-        return _Alchemy(_connection_of(found, database), found)
+        return _Alchemy(_connection_of(found, database), found, database)
     if isinstance(found, Connection):
         _check_dialect(found, database)
-        return _Alchemy(found, None)
+        return _Alchemy(found, None, database)
     if hasattr(found, "ensure_connection") and hasattr(found, "on_commit"):
         return _Django(found, database)
     if (driver := driver_of(found)) is not None:
@@ -100,9 +102,11 @@ class _Alchemy:
 
     hears = True
 
-    def __init__(self, connection: Connection, session: Session | None) -> None:
+    def __init__(self, connection: Connection, session: Session | None, database: Database) -> None:
         if not connection.in_transaction():
             connection.begin()
+        if connection.dialect.name == "sqlite":
+            sqlite.join(connection, database.clock)
         self.connection = connection
         self._session = session
 
@@ -200,12 +204,12 @@ def _translated(database: Database) -> Iterator[None]:
         yield
     except DBAPIError as error:
         code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None)
-        if code == errorcodes.IN_FAILED_SQL_TRANSACTION:
+        if code == _FAILED_BEFORE:
             remedy = "roll it back, and begin another"
             raise ForeignSession("a statement in its transaction failed before", remedy) from error
         if code in _NOT_THERE:
             raise ForeignSession(f"its database has no such tables ({reason_of(error)})", _OF_THE_ENGINE) from error
-        if code == errorcodes.INSUFFICIENT_PRIVILEGE:
+        if code == _FORBIDDEN:
             raise ForeignSession(reason_of(error), "grant its user aegis_app") from error
         if not is_transient(error) and is_unavailable(error):
             raise DatabaseUnavailable(database.url, reason_of(error)) from error

@@ -10,7 +10,6 @@ import sys
 from functools import cache
 from typing import Any, Final
 
-from psycopg2 import extensions, extras
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, create_engine
 from typing_extensions import override
 
@@ -19,9 +18,10 @@ DRIVERS: Final = "psycopg or psycopg2"
 
 def driver_of(given: object) -> str | None:
     """Return the driver whose connection this is; None: it is none of either."""
-    if isinstance(given, extensions.connection):
+    # A driver that is not loaded has made no connection.
+    older, newer = sys.modules.get("psycopg2.extensions"), sys.modules.get("psycopg")
+    if older is not None and isinstance(given, older.connection):
         return "psycopg2"
-    newer = sys.modules.get("psycopg")  # not loaded: then it is no connection of it
     return "psycopg" if newer is not None and isinstance(given, newer.Connection) else None
 
 
@@ -67,6 +67,8 @@ class _Lent(PoolProxiedConnection):
 
     def cursor(self, *_: Any, **__: Any) -> Any:
         """Return a cursor as SQLAlchemy expects it, whatever the owner has made of theirs."""
+        from psycopg2 import extensions, extras  # noqa: PLC0415 - whoever hands one over has it
+
         made = self._lent.cursor(cursor_factory=extensions.cursor)
         extras.register_default_jsonb(made)
         return made

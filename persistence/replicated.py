@@ -7,16 +7,12 @@ was acknowledged; so it becomes an error, and the outcome is unknown: whoever as
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 import psycopg2
 from sqlalchemy import Engine, event
 
-# What says nothing about a commit, as a server with English messages writes it.
-_HARMLESS: Final = ("NOTICE:", "INFO:", "LOG:", "DEBUG")
-_WARNING: Final = "WARNING:"
-_TELLS: Final = "synchronous replication"
+from .doubt import doubt_in
 
 
 class NotReplicated(psycopg2.OperationalError):
@@ -34,19 +30,6 @@ def check(connection: Any) -> None:
     connection.notices.clear()
     if (doubt := doubt_in(said)) is not None:
         raise NotReplicated(doubt)
-
-
-def doubt_in(notices: Iterable[str]) -> str | None:
-    """Return the first message of the server that leaves a commit in doubt, if there is one.
-
-    A server that speaks another language cannot be understood: what is neither harmless nor an English
-    warning counts as doubt.
-    """
-    for notice in notices:
-        if notice.startswith(_HARMLESS) or (notice.startswith(_WARNING) and _TELLS not in notice):
-            continue
-        return notice.partition("\n")[0].strip()
-    return None
 
 
 def watch(engine: Engine) -> None:

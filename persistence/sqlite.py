@@ -121,6 +121,17 @@ def teach(connection: Any, clock: Callable[[], int]) -> None:
         connection.create_function(name, count, function)
 
 
+def join(connection: Connection, clock: Callable[[], int]) -> None:
+    """Make somebody else's connection fit for our statements, inside a transaction that is really begun.
+
+    Python's driver begins one only before a write; a savepoint without one would commit by itself.
+    """
+    teach(connection.connection.dbapi_connection, clock)
+    driver: Any = connection.connection.driver_connection
+    if not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
 @contextmanager
 def read_only(connection: Connection) -> Iterator[None]:
     """Refuse writes on a connection."""
