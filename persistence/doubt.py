@@ -1,4 +1,4 @@
-"""What a server says beside its answers that leaves a commit in doubt, whatever driver brings it: see ``replicated.py``."""
+"""What a server says beside its answers that leaves a commit in doubt, whatever driver brings it."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from store_workflows import Act, Parcel
 
 from aegis.core.errors import DatabaseUnavailable
 from aegis.persistence.database import Database
+from aegis.persistence.doubt import doubt_in
 from aegis.persistence.migrate import upgrade
-from aegis.persistence.replicated import doubt_in
 from aegis.tasks.bench import Bench
 from aegis.tasks.transition import Ended, run_transition
 
