@@ -243,6 +243,11 @@ class Scrutiny:
     source: str = "the bundle"
 
 
+_NO_KEY: Final = (
+    "no key is trusted here, so nobody can vouch for it: put the exporter's .vkey where AEGIS_TRUSTED_KEYS says"
+)
+
+
 def import_(session: Session, bundle: Bundle | bytes, terms: Terms, scrutiny: Scrutiny) -> str:
     """Take a workflow over from another deployment, paused if it has not ended; return its id.
 
@@ -267,14 +272,15 @@ def import_(session: Session, bundle: Bundle | bytes, terms: Terms, scrutiny: Sc
 
 def _verified(bundle: Bundle | bytes, scrutiny: Scrutiny) -> Bundle:
     data = bundle if isinstance(bundle, bytes) else bundle.to_bytes()
-    problems = []
-    if not scrutiny.trusted:
-        where = "put the exporter's .vkey where AEGIS_TRUSTED_KEYS says"
-        problems.append(f"no key is trusted here, so nobody can vouch for it: {where}")
-    problems += [str(one) for one in failures(verify(data, scrutiny.trusted, anchors=scrutiny.anchors))]
+    problems = [str(one) for one in failures(verify(data, scrutiny.trusted, anchors=scrutiny.anchors))]
+    if problems and not scrutiny.trusted:
+        problems.insert(0, _NO_KEY)
     if problems:
         raise BundleRefused(scrutiny.source, problems)
     read = Bundle.from_bytes(data)
+    # Of one that no anchor was ever made of, nobody vouches anyway: that is for the importer to accept.
+    if not scrutiny.trusted and not (read.head.note is None and scrutiny.accept_unanchored):
+        raise BundleRefused(scrutiny.source, [_NO_KEY])
     count, anchored = len(read.transitions), read.head.anchored_length
     if anchored < count and not scrutiny.accept_unanchored:
         remedy = "export it again after the next anchor, or import it with --accept-unanchored"

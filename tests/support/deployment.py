@@ -117,10 +117,14 @@ class Deployment:
         queue = f"{self.settings.broker_prefix}{self.settings.queue}"
         return f"{queue}\x06\x16{step}" if step else queue
 
-    def stop(self) -> None:
-        """End every process that this test started, at once: what it showed, it has shown."""
+    def kill(self) -> None:
+        """End every process that this test started, at once."""
         for node in self._nodes:
             node.container.kill()
+
+    def stop(self) -> None:
+        """The same, and let go of everything: what it showed, it has shown."""
+        self.kill()
         self.broker.close()
         self.database.close()
 
