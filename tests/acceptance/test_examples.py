@@ -208,3 +208,23 @@ def test_a_subscription_goes_on_with_the_next_version(deploy: Callable[..., Depl
     shown = aegis("show", "s-1", "--json", **new).document()
     assert shown["data"] == {"state": "active", "name": "Ada", "cents": 1250}
     assert old.engine.verify_integrity("s-1")[0]
+
+
+def test_proposals_without_any_servers(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AEGIS_")}
+    environment |= {"PYTHONPATH": str(EXAMPLES), "AEGIS_HOME": str(tmp_path / "nothing")}
+    # In memory, and twice on one file: the second time all of it is there already.
+    for address in ("sqlite://", f"sqlite:///{tmp_path / 'x.db'}", f"sqlite:///{tmp_path / 'x.db'}"):
+        done = subprocess.run(
+            [sys.executable, "-m", "local.app", address],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        told = [line for line in done.stdout.splitlines() if line.endswith("intact")]
+        assert told == [
+            "plant-trees: created, submit, decide; intact",
+            "pave-the-garden: created, submit, decide; intact",
+        ]

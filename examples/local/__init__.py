@@ -1,0 +1,1 @@
+"""Proposals without any servers: awaited, in memory or in a file."""
