@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..core.errors import ConfigurationError
-from ..core.machine import is_queue_name
+from ..core.names import is_queue_name
 from ..core.recovery import Policy
 from .home import Home, default_home
 from .hosts import several_hosts

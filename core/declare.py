@@ -65,7 +65,7 @@ def _states_of(cls: type[BaseModel], type_name: str) -> type[Enum]:
 def define(
     cls: type[BaseModel], type_name: str, version: object, handlers: Mapping[str, Callable[..., Any]]
 ) -> Definition:
-    """Return what a class declares, each declaration well-formed; ``machine.check`` judges the whole.
+    """Return what a class declares, each declaration well-formed; ``rules.check`` judges the whole.
 
     Raises:
         DefinitionError: names the class, the method and the remedy.

@@ -8,6 +8,7 @@ from typing import Final
 from .errors import InvalidName
 
 MAX_ID: Final = 128
+MAX_NAME: Final = 128
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+=~-]*")
 _RULE: Final = f"use 1 to {MAX_ID} letters, digits and any of . _ : @ / + = ~ -, beginning with a letter or digit"
 
@@ -41,3 +42,8 @@ def check_name(what: str, value: object) -> str:
     if not isinstance(value, str) or len(value) > MAX_ID or not _ID.fullmatch(value):
         raise InvalidName(what, str(value), _RULE)
     return value
+
+
+def is_queue_name(name: str) -> bool:
+    """Whether a queue may be called that: what every broker, URL and shell takes as it is."""
+    return 0 < len(name) <= MAX_NAME and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)

@@ -20,8 +20,9 @@ from .approval import Approval
 from .canonical import Json, pointer_step
 from .declare import MARK, PayloadModel, define, handlers_of, payloads_of
 from .errors import DefinitionError, InvalidData, InvalidHandlerResult, UnknownEvent, UnknownWorkflowType
-from .machine import Definition, Edge, check
+from .machine import Definition, Edge
 from .retry import Retry
+from .rules import check
 from .upgrade import Upgrade, declared_upgrades, upgraded, upgrades_of
 
 F = TypeVar("F", bound=Callable[..., Any])

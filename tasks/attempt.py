@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from celery.exceptions import WorkerShutdown, WorkerTerminate
-
 from ..config.logging import get_logger
 from ..core.approval import Approval, Standing, Verdict, judge
 from ..core.canonical import Json, load
@@ -45,6 +43,7 @@ from ..persistence.inbox import Message
 from ..persistence.records import Claim, Following, Move, Moved, Snapshot
 from ..persistence.repository import Outcome
 from .bench import Bench
+from .choice import INTERRUPTIONS, Choice, SpoiledGuard
 from .context import HandlerContext
 from .limits import time_limit
 from .result import Elsewhere, Leave, Park, Record, Recorded, Result, TryAgain, Turn, describe, text_of
@@ -56,24 +55,12 @@ _MISFIT_DELAY: Final = timedelta(seconds=30)
 _INFRASTRUCTURE_DELAY: Final = timedelta(seconds=1)
 
 
-# What ends the process, and is nobody's outcome: whoever comes next tries again.
-_INTERRUPTIONS: Final = (KeyboardInterrupt, WorkerShutdown, WorkerTerminate)
-
-
 class _SpoiledHandler(Exception):
     """What a handler raised inside its transaction, on its way out of it."""
 
     def __init__(self, error: BaseException, *, outage: bool) -> None:
         super().__init__(error)
         self.error, self.outage = error, outage
-
-
-class _SpoiledGuard(Exception):
-    """What the guard of an edge raised."""
-
-    def __init__(self, edge: Edge, error: BaseException) -> None:
-        super().__init__(error)
-        self.edge, self.error = edge, error
 
 
 class Attempt:
@@ -87,6 +74,7 @@ class Attempt:
         self._context: HandlerContext | None = None
         self._approved: tuple[Approval, ...] = ()
         self.snapshot: Snapshot  # the newest, once it was found sound
+        self._choice: Choice  # likewise
         workflow = registry.reader(self.position.type, self.position.version)
         assert workflow is not None, "the claim asked for known types only"  # noqa: S101
         self.workflow = workflow
@@ -129,8 +117,8 @@ class Attempt:
             return self._meet_deadline(self.definition.at_deadline(self.position.state))
         pending = self.definition.pending(self.position.state, entered_at=self.position.entered_at)
         try:
-            chosen = self._choose(pending)
-        except _SpoiledGuard as spoiled:
+            chosen = self._choice.next(pending)
+        except SpoiledGuard as spoiled:
             return self._failed(spoiled.edge, spoiled.error)
         except InvalidData as error:
             return self._misfit(str(error))
@@ -161,64 +149,7 @@ class Attempt:
             return Turn(edge=edge)  # what was tried before was another transition
         return self._attempt(edge)
 
-    # --- what is to be done -----------------------------------------------------------------
-
-    def _choose(self, pending: Pending) -> tuple[Edge, WaitingEvent | None] | None:
-        """Return the first edge whose guard says yes, and the event that it takes; None: there is nothing to do yet.
-
-        An event that no guard lets through stays where it is, and those behind it have their turn.
-        """
-        event = self._event(pending.accepts)
-        while True:
-            edges = self.definition.choose(self.position.state, pending, event, now=self.claim.now)
-            taken = event if edges and edges[0].on is not None else None
-            for edge in edges:
-                if self._allows(edge, taken):
-                    return edge, taken
-            if taken is None:
-                return None
-            event = self._next_event(pending.accepts, after=taken.id)
-
-    def _allows(self, edge: Edge, event: WaitingEvent | None) -> bool:
-        if edge.guard is None:
-            return True
-        # A guard that kills its worker must come to an end, too; which of them it was, nobody knows.
-        if self.position.attempt > max(one.retry.max_attempts for one in self.definition.leaving(self.position.state)):
-            return True
-        workflow, payload = self._loaded(event)
-        try:
-            with time_limit(f"{self.definition.type}.{edge.name}", edge.timeout):
-                return allows(workflow, edge, payload)
-        except (ClaimLost, *_INTERRUPTIONS):
-            raise
-        except BaseException as error:  # as what a handler raises
-            raise _SpoiledGuard(edge, error) from error
-
-    def _loaded(self, event: WaitingEvent | None) -> tuple[Workflow, object]:
-        """Return the workflow, and the payload of the event, as whoever is asked may have them for itself.
-
-        Raises:
-            InvalidData: the code here does not fit them.
-
-        """
-        workflow = self.workflow.from_dict(self.snapshot.data)
-        return workflow, None if event is None else read_payload(self.workflow, event.name, load(event.payload))[0]
-
-    def _event(self, accepts: tuple[str, ...]) -> WaitingEvent | None:
-        if not accepts or not self.position.inbox:
-            return None
-        if self.claim.event is not None and self.claim.event.name in accepts:
-            return self.claim.event
-
-        # The claim did not see it: it came at the same moment, or the state accepts other events by now.
-        return self._next_event(accepts)
-
-    def _next_event(self, accepts: tuple[str, ...], *, after: int = 0) -> WaitingEvent | None:
-        def ask() -> WaitingEvent | None:
-            with self.bench.database.statement() as connection:
-                return repository.next_event(connection, self.position.workflow_id, accepts, after=after)
-
-        return self.bench.patiently(ask)
+    # --- approvals ------------------------------------------------------------------------
 
     def _deliberate(self, edge: Edge, event: WaitingEvent) -> Result:
         """Take an event that needs others beside it, or another sender: only the last one runs the handler."""
@@ -257,7 +188,7 @@ class Attempt:
 
     def _try(self, edge: Edge, event: WaitingEvent | None, approved: tuple[Approval, ...] = ()) -> Result:
         try:
-            workflow, payload = self._loaded(event)
+            workflow, payload = self._choice.loaded(event)
         except InvalidData as error:
             return self._misfit(str(error))
         self._approved = approved
@@ -269,7 +200,7 @@ class Attempt:
             context.effects.need_no_doubt()
             move = self._advance(edge, target, workflow, event)
             return self._record_and_send(edge, event, move, context) if context.outbox else Record(move=move)
-        except (ClaimLost, *_INTERRUPTIONS):
+        except (ClaimLost, *INTERRUPTIONS):
             raise
         except _SpoiledHandler as spoiled:
             return self._failed(edge, spoiled.error, event, outage=spoiled.outage)
@@ -328,7 +259,7 @@ class Attempt:
             with kept_open(session, f"{self.definition.type}.{edge.name}"):
                 target = self._handle(edge, workflow, context, payload)
                 session.flush()
-        except (ClaimLost, *_INTERRUPTIONS):
+        except (ClaimLost, *INTERRUPTIONS):
             raise
         except BaseException as error:
             # Judged here, where it can still be seen whether it is this transaction that failed.
@@ -475,6 +406,7 @@ class Attempt:
         if kept is None or kept.number != self.position.checkpoint_number:
             return False
         self.snapshot = kept
+        self._choice = Choice(self.bench, self.claim, self.workflow, kept)
         return checkpoint_commitment(kept.salt, kept.body) == kept.commitment
 
     def _newest_snapshot(self) -> Snapshot | None:

@@ -12,8 +12,10 @@ import pytest
 import rfc8785
 
 from aegis.core.errors import DefinitionError
-from aegis.core.machine import Definition, Edge, Kind, Pending, WaitingEvent, check, is_queue_name
+from aegis.core.machine import Definition, Edge, Kind, Pending, WaitingEvent
+from aegis.core.names import is_queue_name
 from aegis.core.retry import Retry
+from aegis.core.rules import check
 
 ENTERED: Final = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 SECOND: Final = timedelta(seconds=1)
