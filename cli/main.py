@@ -45,6 +45,8 @@ _COMMANDS: Final = {
     "cluster": "cluster",
     "keys": "keys",
     "backup": "backup",
+    "restore": "restore",
+    "reconcile": "reconcile",
     "db": "db",
 }
 _INTERRUPTED: Final = 130

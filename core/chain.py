@@ -43,6 +43,8 @@ ENGINE_EVENTS: Final[Mapping[str, str | None]] = {
     # Of the system's own chain alone.
     "pruned": None,
     "purged": None,
+    "recovery_epoch": None,
+    "loss_accepted": None,
 }
 
 

@@ -36,6 +36,7 @@ class Code(StrEnum):
     PAYLOAD_ERASED = "PAYLOAD_ERASED"
     CHECKPOINT_PRUNED = "CHECKPOINT_PRUNED"
     PURGED = "PURGED"
+    LOST = "LOST"
 
 
 class Severity(StrEnum):
@@ -48,7 +49,7 @@ class Severity(StrEnum):
 # So many are told one by one; what is beyond is only counted.
 _MOST_TOLD: Final = 10_000
 
-INFORMATIVE: Final = frozenset({Code.UNANCHORED, Code.PAYLOAD_ERASED, Code.CHECKPOINT_PRUNED, Code.PURGED})
+INFORMATIVE: Final = frozenset({Code.UNANCHORED, Code.PAYLOAD_ERASED, Code.CHECKPOINT_PRUNED, Code.PURGED, Code.LOST})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -250,7 +250,7 @@ def _transitions(span: Span, horizon: int | None) -> Select[Any]:
         .select_from(TransitionRow)
         .outerjoin(PayloadRow, and_(_P.workflow_id == _T.workflow_id, _P.seq == _T.seq))
         .outerjoin(CheckpointRow, own)
-        .outerjoin(LogRow, and_(_L.workflow_id == _T.workflow_id, _L.seq == _T.seq))
+        .outerjoin(LogRow, and_(_L.workflow_id == _T.workflow_id, _L.seq == _T.seq, _L.lost_seq.is_(None)))
         .where(span.holds(_T.workflow_id))
         .order_by(_T.workflow_id, _T.seq)
     )

@@ -7,12 +7,12 @@ whole, so that adding to it, its root, and proofs about it cost what is new, not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Connection, Text, cast, column, func, insert, select, update
+from sqlalchemy import BigInteger, ColumnElement, Connection, Text, and_, cast, column, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ..core.anchor import Entry
@@ -60,10 +60,15 @@ def state(connection: Connection) -> LogState:
     return LogState(size=row.size, horizon=row.horizon, system=row.system)
 
 
+def is_of(workflow_id: Any, seq: Any) -> ColumnElement[bool]:
+    """Return the condition that an entry is of a transition; one that was lost has its place for itself."""
+    return and_(LogRow.workflow_id == workflow_id, LogRow.seq == seq, LogRow.lost_seq.is_(None))
+
+
 def oldest_outside(connection: Connection, found: LogState) -> datetime | None:
     """Return the time of the oldest transition that has no place yet; None if all have."""
     table = TransitionRow.__table__.c
-    placed = select(1).where(LogRow.workflow_id == table.workflow_id, LogRow.seq == table.seq).exists()
+    placed = select(1).where(is_of(table.workflow_id, table.seq)).exists()
     query = select(func.min(table.at)).where(~placed)
     if not is_elsewhere(connection, found):
         query = query.where(table.xact >= found.horizon)
@@ -111,7 +116,7 @@ def take_up(connection: Connection, limit: int) -> int:
 
 def _fresh(connection: Connection, before: LogState, bound: int | None, limit: int) -> list[Any]:
     table = TransitionRow.__table__.c
-    known = select(1).where(LogRow.workflow_id == table.workflow_id, LogRow.seq == table.seq).exists()
+    known = select(1).where(is_of(table.workflow_id, table.seq)).exists()
     query = (
         select(table.workflow_id, table.seq, table.hash, table.xact)
         .where(~known)
@@ -121,6 +126,31 @@ def _fresh(connection: Connection, before: LogState, bound: int | None, limit: i
     if bound is not None:
         query = query.where(table.xact >= before.horizon, table.xact < bound)
     return list(connection.execute(query))
+
+
+def take_over(connection: Connection, size: int, entries: Sequence[Entry], lost: Collection[int], record: int) -> None:
+    """Add entries that were anchored before a recovery; those in ``lost`` have no transition any more.
+
+    Raises:
+        LogBroken: what is in the log already is not whole, or goes on beyond where it ends.
+
+    """
+    rows = [
+        {
+            "log_index": size + place,
+            "workflow_id": entry.workflow_id,
+            "seq": entry.seq,
+            "hash": entry.hash,
+            "lost_seq": record if size + place in lost else None,
+        }
+        for place, entry in enumerate(entries)
+    ]
+    try:
+        connection.execute(insert(LogRow), rows)
+        _keep_nodes(connection, size, size + len(rows))
+    except IntegrityError as error:
+        raise LogBroken(size, f"it ends here, and yet goes on: {reason_of(error)}") from None
+    connection.execute(update(LogStateRow).values(size=size + len(rows)))
 
 
 def _append(connection: Connection, size: int, rows: Sequence[Any]) -> None:
@@ -264,6 +294,17 @@ def last_anchored(connection: Connection) -> Anchored | None:
 def places(connection: Connection, workflow_id: str) -> dict[int, tuple[int, bytes]]:
     """Return the places of a workflow's transitions in the log, and the hashes that stand there, by seq."""
     rows = connection.execute(
-        select(LogRow.seq, LogRow.log_index, LogRow.hash).where(LogRow.workflow_id == workflow_id)
+        select(LogRow.seq, LogRow.log_index, LogRow.hash).where(
+            LogRow.workflow_id == workflow_id, LogRow.lost_seq.is_(None)
+        )
     )
     return {row.seq: (row.log_index, bytes(row.hash)) for row in rows}
+
+
+def newest(connection: Connection) -> datetime | None:
+    """Return when the newest transition was, by the log and what has no place in it yet; None if there is none."""
+    table = TransitionRow.__table__.c
+    found: datetime | None = connection.execute(
+        select(table.at).order_by(table.xact.desc(), table.at.desc()).limit(1)
+    ).scalar_one_or_none()
+    return found

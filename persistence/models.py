@@ -344,6 +344,8 @@ class WorkerRow(Base):
     """``type/version`` of every workflow that it knows."""
     started_at: Mapped[datetime]
     seen_at: Mapped[datetime]
+    epoch: Mapped[int | None] = mapped_column(BigInteger)
+    """The deployment's epoch that it began in."""
 
 
 class SweepRow(Base):
@@ -366,6 +368,10 @@ class DeploymentRow(Base):
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     name: Mapped[str]
     created_at: Mapped[datetime]
+    epoch: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
+    """How often it was put back to an earlier point, and once more: what was begun in another one is void."""
+    recovered_at: Mapped[datetime | None]
+    """When this epoch began; null: it is the first."""
 
     __table_args__ = (CheckConstraint("id = 1", name="aegis_deployment_is_one"),)
 
@@ -383,9 +389,12 @@ class LogRow(Base):
     seq: Mapped[int] = mapped_column(BigInteger)
     hash: Mapped[bytes]
     """The transition's hash; the leaf is the hash of that."""
+    lost_seq: Mapped[int | None] = mapped_column(BigInteger)
+    """Of a transition that was anchored, and that a recovery lost: the record of the system's chain that says so."""
 
     __table_args__ = (
-        UniqueConstraint("workflow_id", "seq", name="aegis_log_once"),
+        Index("aegis_log_once", "workflow_id", "seq", unique=True, **_where("lost_seq IS NULL")),
+        Index("aegis_log_lost", "log_index", **_where("lost_seq IS NOT NULL")),
         CheckConstraint("log_index >= 0", name="aegis_log_index_counts"),
         _hash("hash", "aegis_log_hash_is_a_hash"),
     )

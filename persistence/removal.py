@@ -300,7 +300,8 @@ def _is_logged() -> ColumnElement[bool]:
         .correlate(WorkflowRow)
         .scalar_subquery()
     )
-    head = select(_L.hash).where(_L.workflow_id == _W.id, _L.seq == _W.seq).correlate(WorkflowRow).scalar_subquery()
+    placed = and_(_L.workflow_id == _W.id, _L.seq == _W.seq, _L.lost_seq.is_(None))
+    head = select(_L.hash).where(placed).correlate(WorkflowRow).scalar_subquery()
     return and_(of_it == _W.seq + 1, head == _W.head)
 
 
@@ -308,7 +309,7 @@ def _need_logged(session: Session, position: Position, status: str) -> None:
     workflow_id, seq = position.workflow_id, position.seq
     if _holds(session, workflow_id, _is_logged()):
         return
-    places = select(func.count()).where(_L.workflow_id == workflow_id, _L.seq <= seq)
+    places = select(func.count()).where(_L.workflow_id == workflow_id, _L.seq <= seq, _L.lost_seq.is_(None))
     if session.execute(places).scalar_one() == seq + 1:
         raise HistoryBroken(workflow_id, seq, "it is not what the log says; `aegis verify` tells more")
     raise WrongStatus(workflow_id, status, "purging", ["in the log to its end, which beat sees to within a minute"])

@@ -1,4 +1,4 @@
-"""The system's own chain: it tells, record by record, what was removed on purpose.
+"""The system's own chain: it tells, record by record, what was removed on purpose, and what a recovery lost.
 
 To whoever verifies it, it is a workflow like any other; but nobody starts it, steers it, or takes
 anything away from it. It begins with the first removal.
@@ -7,7 +7,7 @@ anything away from it. It begins with the first removal.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -76,10 +76,15 @@ def record(
     ]
     connection.execute(insert(RemovalRow), rows)
     digest = removals_digest((one.workflow_id, kind, one.through_seq, one.head) for one in removals)
-    payload: dict[str, Json] = {"reason": reason, "workflows": len(removals), "digest": digest.hex()}
+    append(session, system, kind, {"reason": reason, "workflows": len(removals), "digest": digest.hex()}, terms)
+
+
+def append(session: Session, system: Position, event: str, payload: Mapping[str, Json], terms: Terms) -> int:
+    """Add a record to the locked chain; return its seq."""
+    connection = session.connection()
     move = moves.intervene(
         system,
-        kind,
+        event,
         {"state": _STATE},
         status=_STATUS,
         payload=payload,
@@ -90,6 +95,7 @@ def record(
     )
     moved = commit(in_transaction(session), move, grace=terms.grace)
     assert moved is not None, "the row is locked: nobody can have moved it"  # noqa: S101
+    return system.seq + 1
 
 
 def _begin(session: Session, terms: Terms) -> None:

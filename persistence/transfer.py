@@ -463,7 +463,7 @@ def _take_id(session: Session, incoming: _Incoming) -> None:
     # Asked where the id is ours already: whoever purged it has committed, and no other can.
     if session.execute(select(is_purged(head.workflow_id))).scalar_one():
         raise WorkflowPurged(head.workflow_id)
-    logged = select(1).where(LogRow.workflow_id == head.workflow_id).exists()
+    logged = select(1).where(LogRow.workflow_id == head.workflow_id, LogRow.lost_seq.is_(None)).exists()
     left = select(1).where(_T.workflow_id == head.workflow_id).exists()
     if session.execute(select(or_(logged, left))).scalar_one():
         problem = "there was a workflow of that id here, and nothing says where it is: see `aegis verify`"

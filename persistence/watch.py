@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Text, and_, case, cast, delete
 from ..core.recovery import Claimed, Due, Heartbeat, Policy
 from ..core.starting import HIGHEST_PRIORITY
 from . import sql
-from .models import SweepRow, WorkerRow, WorkflowRow
+from .models import DeploymentRow, SweepRow, WorkerRow, WorkflowRow
 
 # All claims of all workers; far more than any number of workers runs at once.
 _MOST_CLAIMS: Final = 20_000
@@ -62,10 +62,14 @@ class Worker:
     pids: tuple[int, ...]
     queues: tuple[str, ...]
     types: tuple[str, ...]
+    epoch: int | None = None
+    """The deployment's epoch that it began in; None: it began before it could ask."""
 
 
-def beat(connection: Connection, worker: Worker) -> None:
-    """Write a worker's sign of life."""
+def beat(connection: Connection, worker: Worker) -> bool:
+    """Write a worker's sign of life; refuse it, and return False, if it began in another epoch."""
+    if worker.epoch is not None and worker.epoch != current_epoch(connection):
+        return False
     now = sql.now()
     told = {
         "host": worker.host,
@@ -74,12 +78,20 @@ def beat(connection: Connection, worker: Worker) -> None:
         "queues": list(worker.queues),
         "types": list(worker.types),
         "seen_at": now,
+        "epoch": worker.epoch,
     }
     connection.execute(
         sql.upsert(WorkerRow)
         .values(id=worker.id, started_at=now, **told)
         .on_conflict_do_update(index_elements=[WorkerRow.id], set_=told)
     )
+    return True
+
+
+def current_epoch(connection: Connection) -> int:
+    """Return the deployment's epoch: it goes up when the database was put back to an earlier point."""
+    found: int | None = connection.execute(select(DeploymentRow.epoch)).scalar_one_or_none()
+    return 1 if found is None else found
 
 
 def heartbeats(connection: Connection) -> list[Heartbeat]:

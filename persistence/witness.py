@@ -216,11 +216,16 @@ def judge(connection: Connection, places: Sequence[Place], records: Records) -> 
     """Yield what is wrong with the transitions that stand at these places, and with the places."""
     keys = [(place.entry.workflow_id, place.entry.seq) for place in places if place.entry is not None]
     stored = _hashes(connection, keys)
+    accepted = records.lost(connection, [place.index for place in places])
     lost = [key for key in keys if key not in stored]
     tell = _Lost(connection, {workflow_id for workflow_id, _ in lost}, records) if lost else None
     for place in places:
         entry = place.entry
         assert entry is not None, "a place is known by what stands there"  # noqa: S101
+        if place.index in accepted and place.logged == (place.anchored or place.logged):
+            said = f"lost in a recovery, and accepted: aegis:system {accepted[place.index]}"
+            yield _of(entry, Code.LOST, entry.hash.hex(), said, place.index)
+            continue
         found = stored.get((entry.workflow_id, entry.seq))
         finding = tell(place.index, entry) if found is None and tell is not None else None
         if finding is not None:

@@ -7,8 +7,9 @@ Whatever dies half-way is found by the next: what counts is what stands in the p
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -88,6 +89,8 @@ def anchor(
     logged, written = 0, 0
     behind: list[str] = []
     alarms: list[str] = []
+    if notary is not None and _is_short(database, sinks, notary, alarms):
+        return Anchored(alarms=tuple(alarms))
     with _told("the log", behind, alarms):
         taken = _take_up(database)
         if taken is None:
@@ -116,6 +119,29 @@ def _told(place: str, behind: list[str], alarms: list[str]) -> Iterator[None]:
     except AegisError as error:
         log.critical("not anchored", place=place, alarm=str(error))
         alarms.append(str(error))
+
+
+_sizes: weakref.WeakKeyDictionary[Database, int] = weakref.WeakKeyDictionary()
+
+
+def _is_short(database: Database, sinks: Sequence[Sink], notary: Notary, alarms: list[str]) -> bool:
+    """Whether the log is shorter than what is anchored of it: the database is another one, or an older copy.
+
+    Then nothing is added to it: what is new would get places that others have in the anchors. Looked
+    at when this process begins, and whenever the log is shorter than it was.
+    """
+    with database.snapshot() as connection:
+        size, log_name = logs.state(connection).size, decide.log_name(schema.deployment_name(connection))
+    if size < _sizes.get(database, size + 1):
+        for sink in sinks:
+            with suppress(SinkUnavailable, NotANote):  # what is wrong with a place is told when it is written to
+                last = _last(sink, notary, log_name)
+                if last is not None and last.size > size:
+                    with _told(sink.name, [], alarms):
+                        raise _lost(last, size)
+                    return True
+    _sizes[database] = size
+    return False
 
 
 def _take_up(database: Database) -> int | None:

@@ -37,6 +37,8 @@ class Known:
 
     proofs: Mapping[str, Mapping[str, Any]]
     failure: Mapping[str, str] | None
+    superuser: str = ""
+    """Who made the cluster: whoever looks into a copy of it does so by that name."""
 
     @property
     def verified(self) -> list[str]:
@@ -54,7 +56,9 @@ def read(repository: Path) -> Known:
     file = repository / LEDGER
     try:
         found = json.loads(file.read_text()) if file.exists() else {}
-        return Known(proofs=dict(found.get("proofs", {})), failure=found.get("failure"))
+        return Known(
+            proofs=dict(found.get("proofs", {})), failure=found.get("failure"), superuser=found.get("superuser", "")
+        )
     except (OSError, ValueError, AttributeError) as error:
         remedy = "see that the place is there; without the file, verify the backups anew"
         raise BackupFailed(str(file), f"it cannot be read ({error})", remedy) from None

@@ -150,7 +150,7 @@ def _anchor(sink: Sink, trusted: list[VerifierKey], size: int, now: datetime, se
         return down(
             "anchors",
             f"{sink.name} has {head.size} transitions, the database {size}: committed transitions were lost",
-            "an older copy was restored, or a fail-over lost them; `aegis verify --all` names them",
+            "an older copy was restored, or a fail-over lost them; `aegis reconcile` lists them",
         )
     says = f"{head.size} of {size} logged transitions, {span(age)} ago"
     if age > _anchors_within(settings):

@@ -21,7 +21,7 @@ from ..config.logging import get_logger
 from ..config.settings import settings
 from ..core.errors import DatabaseUnavailable, SchemaMismatch
 from ..core.workflow import registry
-from ..persistence import schema
+from ..persistence import schema, watch
 from ..persistence.database import Database
 from ..tasks import entry
 
@@ -31,16 +31,22 @@ _LOOK_EVERY: Final = 5.0
 _EX_CONFIG: Final = 78  # sysexits.h: starting again will not help
 
 
-def _check_schema() -> None:
-    """Do not start on a schema that is not ours: each message would be thrown away with an error."""
+def _check_schema() -> int | None:
+    """Do not start on a schema that is not ours: each message would be thrown away with an error.
+
+    Return the deployment's epoch, if the database answers.
+    """
     database = Database(settings().database, pool_size=1, pre_ping=False)
     try:
         schema.check(database)
+        with database.statement() as connection:
+            return watch.current_epoch(connection)
     except SchemaMismatch as error:
         log.critical("not started", reason=str(error))
         raise SystemExit(_EX_CONFIG) from None
     except DatabaseUnavailable as error:
         log.warning("started without the database", reason=error.reason)
+        return None
     finally:
         database.close()  # before the pool forks
 
@@ -74,8 +80,9 @@ class HeartbeatStep(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:
         """Start the helper, and look after it from the parent's timer."""
-        _check_schema()
+        epoch = _check_schema()
         self._told = {
+            "epoch": epoch,
             "worker_id": self.worker_id,
             "pid": os.getpid(),
             "forks": self._forks,

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Final
 
@@ -42,6 +43,10 @@ class Pulse:
         self._interval = interval
         self._parent = int(str(told["pid"]))
         self._children: dict[int, psutil.Process] = {}
+        # The epoch in which the worker began; without a database to ask at its start, the first that is heard of.
+        began = told.get("epoch")
+        self._epoch = began if isinstance(began, int) else None
+        self._fenced = False
         self.leaving = False
 
     def run(self) -> None:
@@ -68,7 +73,9 @@ class Pulse:
 
     def _beat(self) -> None:
         with self._database.statement() as connection:
-            watch.beat(
+            if self._epoch is None:
+                self._epoch = watch.current_epoch(connection)
+            lives = watch.beat(
                 connection,
                 Worker(
                     id=str(self._told["worker_id"]),
@@ -77,8 +84,24 @@ class Pulse:
                     pids=tuple(self._pids()),
                     queues=tuple(map(str, self._told["queues"])),  # type: ignore[call-overload]
                     types=tuple(map(str, self._told["types"])),  # type: ignore[call-overload]
+                    epoch=self._epoch,
                 ),
             )
+        if not lives:
+            self._stop_the_worker()
+
+    def _stop_the_worker(self) -> None:
+        """End a worker of another epoch: what it has in hand is void, and what it knows may be of what was lost."""
+        if self._fenced:
+            return
+        self._fenced = True
+        log.critical(
+            "worker stopped: the database was put back to an earlier point since it began; start it again",
+            worker=self._told["worker_id"],
+            epoch=self._epoch,
+        )
+        with suppress(ProcessLookupError):
+            os.kill(self._parent, signal.SIGTERM)
 
     def _pids(self) -> list[int]:
         """Return the processes that run handlers: the children, or, without a forking pool, the worker itself."""

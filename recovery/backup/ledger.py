@@ -65,6 +65,10 @@ class Ledger:
         told = {"at": datetime.now(UTC).isoformat(), "problem": problem}
         self._change(lambda known: {**known, "failure": told})
 
+    def taken(self, superuser: str) -> None:
+        """Note who made the cluster that a backup was taken of."""
+        self._change(lambda known: {**known, "superuser": superuser})
+
     def mended(self) -> None:
         """Take the alarm back."""
         self._change(lambda known: {key: value for key, value in known.items() if key != "failure"})

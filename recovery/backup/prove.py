@@ -14,10 +14,9 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from ...config.settings import Settings
-from ...core.errors import AegisError, BackupFailed, NotANote, RestoreFailed, SinkUnavailable
+from ...core.errors import AegisError, BackupFailed, RestoreFailed
 from ...core.finding import Report
-from ...core.note import open_note
-from ...persistence import cluster
+from ...persistence import cluster, schema
 from ...persistence import log as logs
 from ...persistence.auditor import Auditor
 from ...persistence.database import Database, reason_of
@@ -31,8 +30,10 @@ from .ledger import Ledger, Proof
 _NEVER_LATE: Final = timedelta(days=3650)
 
 
-def prove(settings: Settings, barman: Barman, base: Base, superuser: str) -> Proof:
+def prove(settings: Settings, barman: Barman, base: Base, superuser: str, *, expected: int) -> Proof:
     """Restore a backup, with all WAL since then, verify it, and note what came out.
+
+    ``expected`` is how many entries its log has at the least: what the live database had before that.
 
     Raises:
         BackupFailed: it does not prove itself: nothing of it is to be relied on.
@@ -40,7 +41,7 @@ def prove(settings: Settings, barman: Barman, base: Base, superuser: str) -> Pro
     """
     ledger, began = Ledger(settings.backups), time.monotonic()
     try:
-        proof = _prove(settings, barman, base, superuser)
+        proof = _prove(settings, barman, base, superuser, expected)
     except RestoreFailed as error:
         raise _noted(ledger, base, BackupFailed(f"backup {base.id}", error.problem, error.remedy)) from None
     except AegisError as error:
@@ -59,10 +60,9 @@ def _noted(ledger: Ledger, base: Base, error: AegisError) -> AegisError:
     return error
 
 
-def _prove(settings: Settings, barman: Barman, base: Base, superuser: str) -> Proof:
+def _prove(settings: Settings, barman: Barman, base: Base, superuser: str, expected: int) -> Proof:
     with scratch(settings) as folder:
         data, wal = folder / "data", folder / "wal"
-        expected = _anchored(settings)
         last = fetch.make(barman, base, data, wal)
         with copied(data, barman.programs, folder / "postgresql.log") as copy:
             copy.recover(wal, [], user=superuser, durable=False)
@@ -71,7 +71,7 @@ def _prove(settings: Settings, barman: Barman, base: Base, superuser: str) -> Pr
             report, size = verified(settings, url)
         fetch.check_pages(barman.programs, base, data)
         if size < expected:
-            problem = f"its log has {size} entries, and {expected} were anchored before it was restored"
+            problem = f"its log has {size} entries, and {expected} were there before it was restored"
             raise BackupFailed(f"backup {base.id}", problem, "see that the WAL is archived: `aegis health`")
         if not report.valid:
             raise BackupFailed(f"backup {base.id}", _findings(report), "verify the database: `aegis verify --all`")
@@ -99,18 +99,14 @@ def _need_all_of_it(base: Base, url: str, last: int) -> None:
         raise BackupFailed(f"backup {base.id}", problem, "`aegis backup` makes a new beginning")
 
 
-def _anchored(settings: Settings) -> int:
-    """Return how many entries of the log the places of anchors speak of."""
-    known = sources(settings)
-    found = 0
-    for sink in known.sinks:
-        try:
-            last = sink.last()
-            if last is not None:
-                found = max(found, open_note(last.note, known.trusted).size)
-        except (SinkUnavailable, NotANote):
-            continue  # what is wrong with it, the verification says
-    return found
+def logged(settings: Settings) -> int:
+    """Return how many entries the log of the live database has, before it is copied."""
+    database = Database(settings.database, pool_size=1, pre_ping=False)
+    try:
+        with database.snapshot() as connection:
+            return 0 if schema.current(connection) is None else logs.state(connection).size
+    finally:
+        database.close()
 
 
 def verified(settings: Settings, url: str) -> tuple[Report, int]:

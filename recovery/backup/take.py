@@ -23,7 +23,7 @@ from ...persistence.database import Database
 from ...servers.postgres import programs_for
 from .barman import SERVER, Barman, Base
 from .ledger import Ledger, Proof, alone
-from .prove import prove
+from .prove import logged, prove
 
 _LOOK_EVERY: Final = 0.1
 _REFUSED: Final = "Impossible to start the backup"
@@ -117,6 +117,7 @@ def take(settings: Settings, *, incremental: bool = False) -> Base:
                 with suppress(BackupFailed):  # the next one tries again
                     _remove_what_failed(used.barman)
                 raise _with_reason(used.barman, error) from None
+        Ledger(settings.backups).taken(used.facts.superuser)
         return next(base for base in used.barman.bases() if base.id == said.get("backup_id"))
 
 
@@ -284,8 +285,9 @@ def verify(settings: Settings, backup: str | None) -> tuple[Base, Proof]:
     with alone(settings.backups):
         used = source(settings)
         base = find(used.barman, backup)
+        expected = logged(settings)
         file_all(settings, used.barman)
-        proof = prove(settings, used.barman, base, used.facts.superuser)
+        proof = prove(settings, used.barman, base, used.facts.superuser, expected=expected)
         retire(settings, used.barman)
         return base, proof
 

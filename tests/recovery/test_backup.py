@@ -333,7 +333,7 @@ def test_beat_takes_one_when_it_is_due_and_not_before(place: Site, monkeypatch: 
 
     class Started:
         @staticmethod
-        def run(argv: list[str], *, check: bool) -> subprocess.CompletedProcess[str]:
+        def run(argv: list[str], **_: object) -> subprocess.CompletedProcess[str]:
             started.append(argv)
             return subprocess.CompletedProcess(argv, 0)
 

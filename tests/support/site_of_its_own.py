@@ -17,9 +17,13 @@ from store_workflows import Once, Parcel
 
 from aegis.config.keys import new_anchor_key
 from aegis.config.settings import Settings
+from aegis.persistence import cluster
+from aegis.persistence.auditor import Sources
+from aegis.persistence.cluster import Archive
 from aegis.persistence.database import Database
 from aegis.persistence.migrate import upgrade
 from aegis.tasks.anchor import Anchored, Policy, anchor, notary
+from aegis.tasks.scrub import sources
 from aegis.tasks.sinks import sinks
 from aegis.tasks.transition import run_transition
 
@@ -71,6 +75,15 @@ class Site:
         """Anchor all that is committed."""
         policy = Policy(interval=timedelta(minutes=1), every=1000)
         return anchor(self.database, sinks(self.settings), notary(self.settings), policy, now=True)
+
+    def sources(self) -> Sources:
+        """What an auditor is told of this deployment."""
+        return sources(self.settings)
+
+    def archive(self) -> Archive:
+        """How far the archive is; far behind, if the server has none."""
+        with self.database.statement() as connection:
+            return cluster.archive(connection) or Archive(active=False, lost=False, behind=2**40)
 
     def close(self) -> None:
         """End its server."""

@@ -1,0 +1,80 @@
+"""``aegis restore``: back to a point in time, beside what is there; ``--in-place`` for the private server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from ..config.settings import settings
+from ..recovery.restore.difference import Difference
+from ..recovery.restore.place import in_place
+from ..recovery.restore.restore import Restored, restore
+from .output import Output, json_option, moment
+
+_SHOWN_EVENTS: Final = 10
+
+
+@click.command("restore")
+@click.option(
+    "--to", required=True, help="A time with its zone, `latest`, a transition (ID:SEQ), or an anchor (size of its log)."
+)
+@click.option("--into", type=click.Path(path_type=Path), help="The data directory that is made; it must not be there.")
+@click.option(
+    "--in-place", "replace", is_flag=True, help="Put it in the place of `aegis up`'s database; keep that one."
+)
+@click.option("--dry-run", is_flag=True, help="Restore and verify it, say what would be lost, and leave nothing.")
+@json_option
+def restore_command(out: Output, to: str, into: Path | None, *, replace: bool, dry_run: bool) -> None:
+    """Go back to a point in time.
+
+    It is restored beside, every chain and the anchors up to there are verified, and it is compared with the live
+    database, where that answers, and with all anchors. Only then it is given. In what is given a new epoch
+    begins: workers of before stop, and workflows that had gone on are paused, until `aegis reconcile`.
+    """
+    if (into is not None) + replace + dry_run != 1:
+        raise click.UsageError("give one of --into DIRECTORY, --in-place, --dry-run")
+    done = in_place(settings(), to) if replace else restore(settings(), to, into.absolute() if into else None)
+    out.show(done, lambda console: _render(console, done))
+
+
+def _render(console: Console, done: Restored) -> None:
+    what = "would be restored" if done.into is None else f"restored to {done.into}"
+    console.print(
+        Text(
+            f"{done.to} {what} from backup {done.backup} in {done.seconds:g} s: {done.workflows:,} histories, "
+            f"{done.transitions:,} transitions, as committed; {done.anchored:,} compared with anchors"
+        )
+    )
+    console.print(f"the newest transition in it is of {moment(done.last_at)}")
+    for lack in done.lacks:
+        for line in _lines(lack, done):
+            console.print(Text(line))
+    if done.kept is not None:
+        console.print(Text(f"what was there before is kept at {done.kept}"))
+    if done.epoch is not None:
+        console.print(f"epoch {done.epoch} begins with it; {done.paused:,} workflows that had gone on are paused")
+        console.print("next: start it, then `aegis reconcile`")
+
+
+def _lines(lack: Difference, done: Restored) -> Iterator[str]:
+    source = "the live database" if lack.source == "live" else f"the anchors at {lack.source}"
+    if not lack.transitions:
+        yield f"nothing that {source} has is missing in it"
+        return
+    verb = "would be lost" if done.into is None else "are lost"
+    yield (
+        f"of what {source} has, {lack.transitions:,} transitions of {lack.workflows:,} workflows {verb}, "
+        f"{lack.gone:,} of these altogether:"
+    )
+    yield from (f"  {example}" for example in lack.examples)
+    if lack.workflows > len(lack.examples):
+        yield f"  ... and {lack.workflows - len(lack.examples):,} more workflows"
+    if lack.events:
+        yield f"{lack.events:,} events came after that; their senders can send them again:"
+        for event in lack.sent[:_SHOWN_EVENTS]:
+            yield f"  {event.name} to {event.workflow_id}, key {event.key}, of {event.sender}"

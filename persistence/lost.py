@@ -1,0 +1,131 @@
+"""What one database has and another has not: a copy beside what it was taken of, or beside what was anchored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import Connection, and_, func, select, tuple_
+from sqlalchemy.orm import Session
+
+from ..core.anchor import Entry
+from ..core.errors import LogBroken
+from ..core.loss import loss_digest
+from . import log
+from .absent import LOSS
+from .models import EffectRow, EventRow, TransitionRow, WorkflowRow
+from .operations import Terms, check_reason
+from .system import append, hold
+
+_T: Final = TransitionRow.__table__.c
+_BATCH: Final = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """An event that was received, as whoever sent it knows it."""
+
+    workflow_id: str
+    name: str
+    key: str
+    sender: str
+    received_at: datetime
+
+
+def positions(connection: Connection) -> Iterator[tuple[str, int]]:
+    """Go through all workflows by their ids, byte by byte, each with its newest transition."""
+    order = WorkflowRow.id.collate("C")
+    query = select(WorkflowRow.id, WorkflowRow.seq).order_by(order)
+    for row in connection.execute(query.execution_options(stream_results=True, max_row_buffer=5000)):
+        yield row[0], row[1]
+
+
+def missing(connection: Connection, entries: Sequence[tuple[int, Entry]]) -> list[tuple[int, Entry]]:
+    """Return those entries of a log, with their places, whose transitions are not there as they were logged."""
+    lost = []
+    for first in range(0, len(entries), _BATCH):
+        some = entries[first : first + _BATCH]
+        keys = [(entry.workflow_id, entry.seq) for _, entry in some]
+        rows = connection.execute(
+            select(_T.workflow_id, _T.seq, _T.hash).where(tuple_(_T.workflow_id, _T.seq).in_(keys))
+        )
+        there = {(row[0], row[1]): bytes(row[2]) for row in rows}
+        lost += [(index, entry) for index, entry in some if there.get((entry.workflow_id, entry.seq)) != entry.hash]
+    return lost
+
+
+def events_after(connection: Connection, last: int, most: int) -> tuple[int, list[Sent]]:
+    """Return how many events came after one, and the first of them."""
+    later = EventRow.id > last
+    total = connection.execute(select(func.count()).where(later)).scalar_one()
+    columns = (EventRow.workflow_id, EventRow.name, EventRow.key, EventRow.sender, EventRow.received_at)
+    rows = connection.execute(select(*columns).where(later).order_by(EventRow.id).limit(most))
+    return total, [Sent(workflow_id=row[0], name=row[1], key=row[2], sender=row[3], received_at=row[4]) for row in rows]
+
+
+def last_event(connection: Connection) -> int:
+    """Return the number of the newest event."""
+    found: int | None = connection.execute(select(func.max(EventRow.id))).scalar_one()
+    return found or 0
+
+
+# --- accepting --------------------------------------------------------------------------------
+
+
+def accept(session: Session, entries: Sequence[tuple[int, Entry]], reason: str, terms: Terms) -> tuple[int, int]:
+    """Bring the log to where the anchors have it, with a record of exactly what of that is gone.
+
+    ``entries`` are all that is anchored from the end of the log on, with their places. Those whose
+    transitions are there get their places; the others are taken over as lost. Return how many are
+    lost, and the record's seq in the system's chain.
+
+    Raises:
+        LogBroken: the log has gone on in the meantime.
+        InvalidData, NotCanonical: a reason that cannot be.
+
+    """
+    check_reason(reason)
+    connection = session.connection()
+    system = hold(session, terms)
+    if not log.lock(connection):
+        raise LogBroken(entries[0][0], "another process adds to it at this moment; try again")
+    before = log.state(connection)
+    if [index for index, _ in entries] != list(range(before.size, before.size + len(entries))):
+        raise LogBroken(before.size, "it has gone on since the anchors were read; try again")
+    gone = missing(connection, entries)
+    seq = append(
+        session,
+        system,
+        LOSS,
+        {"reason": reason, "entries": len(gone), "first": before.size, "digest": loss_digest(gone).hex()},
+        terms,
+    )
+    log.take_over(connection, before.size, [entry for _, entry in entries], {index for index, _ in gone}, seq)
+    return len(gone), seq
+
+
+def stopped(connection: Connection, actor: str) -> list[str]:
+    """Return the workflows that are paused, and were by that actor."""
+    newest = and_(_T.workflow_id == WorkflowRow.id, _T.seq == WorkflowRow.seq)
+    query = (
+        select(WorkflowRow.id)
+        .join(TransitionRow, newest)
+        .where(WorkflowRow.status == "paused", _T.actor == actor)
+        .order_by(WorkflowRow.id)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def open_effects(connection: Connection, most: int) -> list[tuple[str, int, str, str, str]]:
+    """Return effects of which nobody knows how they went: workflow, seq, name, key, status."""
+    columns = (EffectRow.workflow_id, EffectRow.seq, EffectRow.name, EffectRow.key, EffectRow.status)
+    query = select(*columns).where(EffectRow.status != "done").order_by(EffectRow.begun_at).limit(most)
+    return [(row[0], row[1], row[2], row[3], row[4]) for row in connection.execute(query)]
+
+
+def transaction_of(connection: Connection, workflow_id: str, seq: int) -> tuple[int, datetime] | None:
+    """Return the transaction in which a transition was committed, and its time; None if it is not there."""
+    row = connection.execute(select(_T.xact, _T.at).where(_T.workflow_id == workflow_id, _T.seq == seq)).one_or_none()
+    return None if row is None else (row[0], row[1])

@@ -1,0 +1,138 @@
+"""Reconciling: what the outside world has seen and the database no longer knows, and the word that this is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ..config.settings import Settings
+from ..core.anchor import Entry
+from ..core.errors import RestoreFailed
+from ..persistence import log as logs
+from ..persistence import lost, operations, watch
+from ..persistence.database import Database
+from ..tasks.scrub import sources
+from .restore.difference import beyond
+from .restore.epoch import ACTOR, terms
+
+_MOST_EFFECTS: Final = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """What is gone of one workflow: transitions that were anchored; ``whole``: nothing of it is left."""
+
+    workflow_id: str
+    seqs: tuple[int, ...]
+    whole: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """Something that was done outside, or was not: nobody here knows."""
+
+    workflow_id: str
+    seq: int
+    name: str
+    key: str
+    status: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconciliation:
+    """What is open after a recovery; ``record`` is the statement about it, once it was accepted."""
+
+    epoch: int
+    lost: Sequence[Lost]
+    effects: Sequence[Effect]
+    paused: Sequence[str]
+    """Workflows that had gone on after the point that was gone back to; they wait for a person."""
+    record: int | None = None
+    resumed: int = 0
+
+    @property
+    def transitions(self) -> int:
+        """How many transitions are gone."""
+        return sum(len(one.seqs) for one in self.lost)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is open."""
+        return not self.paused and (not self.lost or self.record is not None)
+
+
+def look(settings: Settings, database: Database) -> Reconciliation:
+    """Say what is open: what was anchored and is gone, effects in doubt, and what was paused.
+
+    Raises:
+        SinkUnavailable: a place of anchors cannot be read: what is gone is not known.
+
+    """
+    entries = _gone(settings, database)
+    with database.snapshot() as connection:
+        there = {workflow_id for workflow_id, _ in lost.positions(connection)}
+        by_id: dict[str, list[int]] = {}
+        for _, entry in entries:
+            by_id.setdefault(entry.workflow_id, []).append(entry.seq)
+        return Reconciliation(
+            epoch=watch.current_epoch(connection),
+            lost=[
+                Lost(workflow_id=workflow_id, seqs=tuple(sorted(seqs)), whole=workflow_id not in there)
+                for workflow_id, seqs in sorted(by_id.items())
+            ],
+            effects=[
+                Effect(workflow_id=workflow_id, seq=seq, name=name, key=key, status=status)
+                for workflow_id, seq, name, key, status in lost.open_effects(connection, _MOST_EFFECTS)
+            ],
+            paused=lost.stopped(connection, ACTOR),
+        )
+
+
+def accept(settings: Settings, database: Database, reason: str, *, resume: bool) -> Reconciliation:
+    """Put on record that exactly what is gone is known to be; with ``resume``, let what was paused run again.
+
+    The record stands in the system's own chain, which is anchored like any other. The log goes on
+    from where the anchors have it: they stay what they are, and everything else still alarms.
+
+    Raises:
+        RestoreFailed: the log has gone on already, with other entries than the anchors have.
+        LogBroken: it grew at this moment; nothing was written.
+        SinkUnavailable: a place of anchors cannot be read.
+
+    """
+    found = look(settings, database)
+    used = terms(settings)
+    record = None
+    if found.lost:
+        entries = _anchored_beyond(settings, database)
+        with database.transaction() as session:
+            _, record = lost.accept(session, entries, reason, used)
+    resumed = 0
+    for workflow_id in found.paused if resume else ():
+        with database.transaction() as session:
+            operations.resume(session, workflow_id, reason, used)
+        resumed += 1
+    paused = [] if resume else found.paused
+    return Reconciliation(
+        epoch=found.epoch, lost=found.lost, effects=found.effects, paused=paused, record=record, resumed=resumed
+    )
+
+
+def _gone(settings: Settings, database: Database) -> list[tuple[int, Entry]]:
+    """Return what is anchored and gone, from the place of anchors that knows most."""
+    return max((entries for _, entries in beyond(database, sources(settings))), key=len, default=[])
+
+
+def _anchored_beyond(settings: Settings, database: Database) -> list[tuple[int, Entry]]:
+    """Return all that is anchored from the end of the log on, from the place that knows most."""
+    with database.snapshot() as connection:
+        size = logs.state(connection).size
+    everything = beyond(database, sources(settings), only_missing=False)
+    entries = max((found for _, found in everything), key=len, default=[])
+    if not entries or entries[0][0] != size:
+        remedy = (
+            "an older log was already added to: put the anchors aside, and begin with new ones (docs/how-to/backup.md)"
+        )
+        raise RestoreFailed("the log", f"it has {size} entries, and the anchors do not go on from there", remedy)
+    return entries

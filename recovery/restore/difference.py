@@ -1,0 +1,128 @@
+"""What a copy has not: compared with the live database, where it answers, and with what was anchored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ...core.anchor import Entry, Replay, log_name
+from ...persistence import log as logs
+from ...persistence import lost
+from ...persistence.auditor import Sources
+from ...persistence.database import Database
+from ...persistence.lost import Sent
+from ...persistence.schema import deployment_name
+
+_SHOWN: Final = 10
+_MOST_EVENTS: Final = 1000
+_PIECE: Final = 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """What would be lost, or was; of one source: ``live``, or the name of a place of anchors."""
+
+    source: str
+    transitions: int
+    workflows: int
+    """That many workflows are behind, or not there at all."""
+    gone: int
+    """That many of them are not there at all: who started them has to start them again."""
+    examples: tuple[str, ...]
+    behind: tuple[str, ...] = ()
+    """The workflows that are there and were further: what they did since, the outside world has seen."""
+    events: int = 0
+    sent: tuple[Sent, ...] = ()
+    """The events that came after the point; their senders can send them again."""
+
+
+def with_live(copy: Database, live: Database) -> Difference:
+    """Compare a copy with the live database."""
+    with copy.snapshot() as ours, live.snapshot() as theirs:
+        events, sent = lost.events_after(theirs, lost.last_event(ours), _MOST_EVENTS)
+        found = _tell("live", _behind(lost.positions(ours), lost.positions(theirs)))
+    return Difference(**{**vars(found), "events": events, "sent": tuple(sent)})
+
+
+def _behind(ours: Iterator[tuple[str, int]], theirs: Iterator[tuple[str, int]]) -> Iterator[tuple[str, int, int]]:
+    """Merge two lists by their ids; yield what is further in the second: its id, and where it is in each."""
+    mine = next(ours, None)
+    for workflow_id, seq in theirs:
+        while mine is not None and mine[0].encode() < workflow_id.encode():
+            mine = next(ours, None)
+        here = mine[1] if mine is not None and mine[0] == workflow_id else -1
+        if seq > here:
+            yield workflow_id, here, seq
+
+
+def with_anchors(copy: Database, known: Sources) -> list[Difference]:
+    """Compare a copy with what was anchored, at each place."""
+    return [_tell(name, _spans(entries)) for name, entries in beyond(copy, known)]
+
+
+def beyond(
+    copy: Database, known: Sources, *, only_missing: bool = True
+) -> Iterator[tuple[str, list[tuple[int, Entry]]]]:
+    """Yield of each place of anchors what it has beyond the end of the log, with its places.
+
+    Of that, where ``only_missing``, what the database has not: transitions may be there that have no place yet.
+
+    Raises:
+        SinkUnavailable: a place cannot be read.
+
+    """
+    with copy.snapshot() as connection:
+        name, size = log_name(deployment_name(connection)), logs.state(connection).size
+    for sink in known.sinks:
+        found: list[tuple[int, Entry]] = []
+        piece: list[tuple[int, Entry]] = []
+        replay = Replay(known.trusted, name)
+        for place, entry in replay.entries(sink.anchors()):
+            if place >= size:
+                piece.append((place, entry))
+            if len(piece) >= _PIECE:
+                found += _missing(copy, piece) if only_missing else piece
+                piece = []
+        found += _missing(copy, piece) if only_missing else piece
+        # What no trusted key signed says nothing of what was lost.
+        signed = 0 if replay.head is None else replay.head.size
+        yield sink.name, [(place, entry) for place, entry in found if place < signed]
+
+
+def _missing(copy: Database, piece: Sequence[tuple[int, Entry]]) -> list[tuple[int, Entry]]:
+    with copy.snapshot() as connection:
+        return lost.missing(connection, piece)
+
+
+def _spans(entries: Sequence[tuple[int, Entry]]) -> Iterator[tuple[str, int, int]]:
+    ends: dict[str, tuple[int, int]] = {}
+    for _, entry in entries:
+        first, last = ends.get(entry.workflow_id, (entry.seq, entry.seq))
+        ends[entry.workflow_id] = (min(first, entry.seq), max(last, entry.seq))
+    for workflow_id, (first, last) in sorted(ends.items()):
+        yield workflow_id, first - 1, last
+
+
+def _tell(source: str, found: Iterator[tuple[str, int, int]]) -> Difference:
+    transitions = workflows = gone = 0
+    examples: list[str] = []
+    behind: list[str] = []
+    for workflow_id, here, there in found:
+        transitions += there - here
+        workflows += 1
+        if here < 0:
+            gone += 1
+        else:
+            behind.append(workflow_id)
+        if len(examples) < _SHOWN:
+            span = f"{here + 1}" if there == here + 1 else f"{here + 1} to {there}"
+            examples.append(f"{workflow_id}: all of it" if here < 0 else f"{workflow_id}: transition {span}")
+    return Difference(
+        source=source,
+        transitions=transitions,
+        workflows=workflows,
+        gone=gone,
+        examples=tuple(examples),
+        behind=tuple(behind),
+    )

@@ -1,0 +1,289 @@
+"""Going back: a copy is restored beside, verified, compared with what it lacks, and only then given.
+
+Nothing is put in anybody's place before that. What is given is in a new epoch: workers, claims and
+messages of before are void, and what the outside world has seen of what was lost is paused.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from ...config.settings import Settings
+from ...core.errors import AegisError, DatabaseUnavailable, RestoreFailed
+from ...core.finding import Report
+from ...persistence import log as logs
+from ...persistence import lost
+from ...persistence.database import Database
+from ...tasks.scrub import sources
+from ..backup import fetch
+from ..backup.barman import Barman, Base
+from ..backup.ledger import alone
+from ..backup.prove import database_name, scratch, verified
+from ..backup.take import file_all, programs, source
+from ..copy import Copy, copied
+from . import epoch, point
+from .difference import Difference, with_anchors, with_live
+from .point import Point, Target
+
+_TOO_EARLY: Final = "requested recovery stop point is before consistent recovery point"
+_TOO_LATE: Final = "recovery ended before configured recovery target was reached"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What came out; ``into`` is None of a rehearsal, of which nothing stays."""
+
+    to: str
+    backup: str
+    into: Path | None
+    workflows: int
+    transitions: int
+    logged: int
+    last_at: datetime | None
+    """When the newest transition in it was."""
+    anchored: int
+    """So many entries of its log were compared with anchors."""
+    lacks: Sequence[Difference]
+    epoch: int | None
+    paused: int
+    seconds: float
+    kept: Path | None = None
+    """Where the database of before is now, if this one was put in its place."""
+
+
+def restore(settings: Settings, to: str, into: Path | None) -> Restored:
+    """Restore a point in time into a directory that is not there yet; None: rehearse it, and say what would be lost.
+
+    Raises:
+        RestoreFailed: the point is not to be had, or what was restored does not verify: nothing was put anywhere.
+        BackupFailed: the backup that it needs is damaged.
+
+    """
+    asked, began = point.parse(to), time.monotonic()
+    if into is not None:
+        _need_a_new(into)
+    with alone(settings.backups):
+        barman = Barman.prepare(settings, programs(settings))
+        with suppress(AegisError):  # the server may be gone, or be another: then what is archived is all there is
+            file_all(settings, source(settings).barman)
+        live = Database(settings.database, pool_size=2, pre_ping=False)
+        try:
+            target = _target(settings, barman, asked, live)
+            base = _base(barman, asked, target)
+            with _beside(settings, into) as folder:
+                return _restore(settings, barman, base, asked, target, live, folder, into, began)
+        finally:
+            live.close()
+
+
+def _restore(
+    settings: Settings,
+    barman: Barman,
+    base: Base,
+    asked: Point,
+    target: Target,
+    live: Database,
+    folder: Path,
+    into: Path | None,
+    began: float,
+) -> Restored:
+    data, keep = folder / "data", into is not None
+    with _recovered(settings, barman, base, asked, target, folder, durable=keep) as (copy, user):
+        url = copy.url(user, database_name(settings))
+        report, size = verified(settings, url)
+        _need_as_committed(report)
+        database = Database(url, pool_size=2, pre_ping=False)
+        try:
+            _need_what_was_asked(database, asked, size)
+            lacks = [*_with_live(database, live), *with_anchors(database, sources(settings))]
+            paused, raised, last_at = 0, None, _last_at(database)
+            if keep:
+                raised, paused = epoch.begin(settings, database, lacks, asked.said)
+        finally:
+            database.close()
+    fetch.check_pages(barman.programs, base, data)
+    if into is not None:
+        _give(data, into)
+    return Restored(
+        to=asked.said,
+        backup=base.id,
+        into=into,
+        workflows=report.workflows,
+        transitions=report.transitions,
+        logged=size,
+        last_at=last_at,
+        anchored=max((witness.entries for witness in report.witnesses), default=0),
+        lacks=lacks,
+        epoch=raised,
+        paused=paused,
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+@contextmanager
+def _recovered(
+    settings: Settings, barman: Barman, base: Base, asked: Point, target: Target, folder: Path, *, durable: bool
+) -> Iterator[tuple[Copy, str]]:
+    """Give a server on a copy that went to the target, and the name of a superuser in it."""
+    data, wal = folder / "data", folder / "wal"
+    fetch.make(barman, base, data, wal)
+    user = superuser(settings)
+    with copied(data, barman.programs, folder / "postgresql.log") as copy:
+        try:
+            copy.recover(wal, target.options, user=user, durable=durable)
+        except RestoreFailed as error:
+            raise _explained(error, asked, base) from None
+        yield copy, user
+        copy.stop()
+
+
+def _explained(error: RestoreFailed, asked: Point, base: Base) -> RestoreFailed:
+    what = f"--to {asked.said}"
+    if _TOO_LATE in error.problem:
+        remedy = "`--to latest` has all that is archived; `aegis health` says what is not"
+        return RestoreFailed(what, "what is archived ends before that", remedy)
+    if _TOO_EARLY in error.problem:
+        return RestoreFailed(what, f"backup {base.id} was not finished by then", "name a later point")
+    return RestoreFailed(what, error.problem, f"backup {base.id} may be damaged: `aegis backup verify {base.id}`")
+
+
+# --- where to ---------------------------------------------------------------------------------
+
+
+def _target(settings: Settings, barman: Barman, asked: Point, live: Database) -> Target:
+    if asked.at is not None:
+        return point.at_time(asked.at)
+    if asked.size is not None:
+        known = sources(settings)
+        return point.at_time(point.anchored(known.sinks, known.trusted, asked.size).at)
+    if asked.transition is not None:
+        return point.at_transaction(*_transaction(settings, barman, asked, live))
+    return point.at_the_end()
+
+
+def _transaction(settings: Settings, barman: Barman, asked: Point, live: Database) -> tuple[int, datetime]:
+    """Find the transaction that committed a transition: in the live database, or in what is archived."""
+    assert asked.transition is not None, "it is one that is asked for"  # noqa: S101
+    found = None
+    try:
+        with live.snapshot() as connection:
+            found = lost.transaction_of(connection, *asked.transition)
+    except Exception as error:  # whatever is wrong with it is why one goes back
+        if not isinstance(error, DatabaseUnavailable | AegisError) and not _is_of_the_database(error):
+            raise
+    if found is None:
+        newest = _base(barman, asked, point.at_the_end())
+        with (
+            scratch(settings) as folder,
+            _recovered(settings, barman, newest, asked, point.at_the_end(), folder, durable=False) as (copy, user),
+        ):
+            database = Database(copy.url(user, database_name(settings)), pool_size=1, pre_ping=False)
+            try:
+                with database.snapshot() as connection:
+                    found = lost.transaction_of(connection, *asked.transition)
+            finally:
+                database.close()
+    if found is None:
+        remedy = "`aegis history` shows those there are; of one that was purged, name a time"
+        raise RestoreFailed(f"--to {asked.said}", "there is no such transition, neither live nor archived", remedy)
+    return found
+
+
+def _base(barman: Barman, asked: Point, target: Target) -> Base:
+    """Return the newest backup that was finished by then."""
+    done = [base for base in barman.bases() if base.done]
+    found = next((base for base in done if target.after is None or base.ended_at <= target.after), None)
+    if found is None:
+        oldest = f"the oldest one was finished at {done[-1].ended_at.isoformat()}" if done else "there are none"
+        raise RestoreFailed(f"--to {asked.said}", f"no backup is that old: {oldest}", "name a later point")
+    return found
+
+
+def superuser(settings: Settings) -> str:
+    """Return who made the cluster, as the backups' last look at it found; the private server's is ours."""
+    from ..backup.ledger import Ledger  # noqa: PLC0415
+
+    return Ledger(settings.backups).known().superuser or "aegis"
+
+
+# --- what it has to be ------------------------------------------------------------------------
+
+
+def _need_a_new(into: Path) -> None:
+    if into.exists() and (not into.is_dir() or any(into.iterdir())):
+        raise RestoreFailed(f"--into {into}", "it is there, and not empty", "name a directory that is not there yet")
+    if not into.parent.is_dir():
+        raise RestoreFailed(f"--into {into}", f"{into.parent} is not there", "make it, with room for the database")
+
+
+def _need_as_committed(report: Report) -> None:
+    if report.tampered or report.problems:
+        lines = [str(finding) for finding in report.failures] + list(report.problems)
+        remedy = "name an earlier point; `aegis verify --all` says the same of the live database, if it has it, too"
+        raise RestoreFailed("the copy", f"it is not as committed: {lines[0]}", remedy)
+
+
+def _need_what_was_asked(database: Database, asked: Point, size: int) -> None:
+    if asked.size is not None and size != asked.size:
+        problem = f"the log is {size} entries long at that point, and not {asked.size}"
+        raise RestoreFailed(f"--to {asked.said}", problem, "name a time: clocks may have been set back")
+    if asked.transition is not None:
+        with database.snapshot() as connection:
+            if lost.transaction_of(connection, *asked.transition) is None:
+                raise RestoreFailed(f"--to {asked.said}", "recovery did not come to it", "name a time shortly after it")
+
+
+def _with_live(database: Database, live: Database) -> Iterator[Difference]:
+    try:
+        yield with_live(database, live)
+    except DatabaseUnavailable:
+        return
+    except Exception as error:  # it may be damaged: that is why one goes back
+        if not _is_of_the_database(error):
+            raise
+
+
+def _is_of_the_database(error: Exception) -> bool:
+    return hasattr(error, "orig")
+
+
+def _last_at(database: Database) -> datetime | None:
+    with database.snapshot() as connection:
+        return logs.newest(connection)
+
+
+# --- where it goes --------------------------------------------------------------------------------
+
+
+@contextmanager
+def _beside(settings: Settings, into: Path | None) -> Iterator[Path]:
+    """Give a folder to restore into: on the disk where it is to be, so that giving it is one rename."""
+    if into is None:
+        with scratch(settings) as folder:
+            yield folder
+        return
+    folder = Path(tempfile.mkdtemp(prefix=f".{into.name}-", dir=into.parent))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _give(data: Path, into: Path) -> None:
+    try:
+        os.sync()
+        if into.exists():
+            into.rmdir()
+        data.rename(into)
+    except OSError as error:
+        raise RestoreFailed(f"--into {into}", f"it cannot be made ({error.strerror})", "name another place") from None

@@ -1,0 +1,182 @@
+"""After a loss: exactly what is gone is listed, accepted by a record, and everything else still alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from private_servers import TEMPLATE, PrivatePostgres
+from site_of_its_own import opened
+from store_workbench import RecordingRing, make_bench, make_engine, sql, value
+from store_workflows import Once, Parcel
+
+from aegis.config.keys import new_anchor_key
+from aegis.config.settings import Settings
+from aegis.core.errors import LogBroken, RestoreFailed
+from aegis.core.finding import Code
+from aegis.persistence import epoch
+from aegis.persistence.auditor import Auditor
+from aegis.persistence.database import Database
+from aegis.recovery.reconcile import accept, look
+from aegis.recovery.restore.difference import with_anchors, with_live
+from aegis.recovery.restore.epoch import begin, terms
+from aegis.tasks.anchor import Anchored, Policy, anchor, notary
+from aegis.tasks.scrub import sources
+from aegis.tasks.sinks import sinks
+from aegis.tasks.transition import run_transition
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    made = Settings(home=tmp_path)
+    new_anchor_key(made.key_folder, "tester")
+    return made
+
+
+def anchored(database: Database, settings: Settings) -> Anchored:
+    policy = Policy(interval=timedelta(minutes=1), every=1000)
+    return anchor(database, sinks(settings), notary(settings), policy, now=True)
+
+
+def audit(database: Database, settings: Settings) -> Auditor:
+    return Auditor(database, sources(settings))
+
+
+def run(database: Database, *ids: str) -> None:
+    for workflow_id in ids:
+        run_transition(make_bench(database, RecordingRing()), workflow_id, 0)
+
+
+@contextmanager
+def put_back(postgres: PrivatePostgres, settings: Settings, *, logged: int = 0) -> Iterator[tuple[Database, Database]]:
+    """The live database, and an older copy of it that lacks four anchored transitions, and one that was not.
+
+    ``went-on`` has transition 1 in one of them, ``new`` is in one of them alone; ``kept`` is the same.
+    """
+    with postgres.database(TEMPLATE) as url:
+        database = opened(url)
+        engine = make_engine(database, RecordingRing())
+        engine.start(Parcel(), id="kept")
+        engine.start(Once(), id="went-on")
+        anchored(database, settings)
+        engine.start(Parcel(), id="kept-unlogged")
+        database.close()
+        with postgres.database(url.partition("?")[0].rpartition("/")[2]) as backup:
+            live, old = opened(url), opened(backup)
+            run(live, "went-on")
+            make_engine(live, RecordingRing()).start(Once(), id="new")
+            run(live, "new")
+            anchored(live, settings)
+            make_engine(live, RecordingRing()).start(Once(), id="never-anchored")
+            try:
+                yield live, old
+            finally:
+                live.close()
+                old.close()
+
+
+def test_exactly_the_lost_ones_are_listed_and_accepted(postgres: PrivatePostgres, settings: Settings) -> None:
+    with put_back(postgres, settings) as (live, old):
+        lacks = [with_live(old, live), *with_anchors(old, sources(settings))]
+        assert [(one.transitions, one.workflows, one.gone) for one in lacks] == [(4, 3, 2), (3, 2, 1)]
+        assert begin(settings, old, lacks, "a test") == (2, 1)  # went-on is paused
+
+        found = look(settings, old)
+        assert [(one.workflow_id, one.seqs, one.whole) for one in found.lost] == [
+            ("new", (0, 1), True),
+            ("went-on", (1,), False),
+        ]
+        assert (found.epoch, found.paused, found.is_done) == (2, ["went-on"], False)
+        assert audit(old, settings).everything().tampered
+        assert "committed transitions were lost" in anchored(old, settings).alarms[0]
+        assert value(old, "SELECT size FROM aegis_log_state") == 2  # nothing took a place that the anchors gave away
+
+        done = accept(settings, old, "the disk of db1 died", resume=True)
+        assert (done.record is not None, done.resumed, done.is_done) == (True, 1, True)
+        report = audit(old, settings).everything()
+        assert not report.tampered, report.failures
+        assert report.counts[Code.LOST] == 3
+        lost = {(one.workflow_id, one.seq) for one in report.findings if one.code is Code.LOST}
+        assert lost == {("new", 0), ("new", 1), ("went-on", 1)}
+        assert f"aegis:system {done.record}" in str(next(one for one in report.findings if one.code is Code.LOST))
+
+        # It goes on: the same transition again, other than the lost one, and each has its place.
+        run_transition(
+            make_bench(old, RecordingRing()), "went-on", make_engine(old, RecordingRing()).describe("went-on").seq
+        )
+        make_engine(old, RecordingRing()).start(Once(), id="new")
+        assert anchored(old, settings).written == 1
+        assert look(settings, old).is_done
+        report = audit(old, settings).everything()
+        assert report.valid, (report.failures, report.problems)
+        for workflow_id in ("kept", "kept-unlogged", "went-on", "new", "aegis:system"):
+            assert audit(old, settings).one(workflow_id).valid, workflow_id
+
+
+def test_anything_else_still_alarms(postgres: PrivatePostgres, settings: Settings) -> None:
+    with put_back(postgres, settings) as (_, old):
+        with old.transaction() as session:
+            epoch.begin(session, {"to": "a test"}, terms(settings))
+        accept(settings, old, "", resume=False)
+        assert anchored(old, settings).written == 1
+        assert audit(old, settings).everything().valid
+        # Somebody takes the statement for an excuse: one more entry is said to be lost.
+        sql(old, "UPDATE aegis_log SET lost_seq = (SELECT max(lost_seq) FROM aegis_log) WHERE workflow_id = 'kept'")
+        sql(old, "DELETE FROM aegis_transition WHERE workflow_id = 'kept'")
+        report = audit(old, settings).everything()
+        assert report.tampered
+        codes = {(one.workflow_id, one.code) for one in report.failures}
+        assert ("aegis:system", Code.PAYLOAD_MISMATCH) in codes
+        # And with an altered record nothing is excused any more.
+        assert ("new", Code.MISSING_WORKFLOW) in codes
+
+
+def test_a_loss_that_nobody_accepted_before_is_another(postgres: PrivatePostgres, settings: Settings) -> None:
+    with put_back(postgres, settings) as (_, old):
+        accept(settings, old, "", resume=False)
+        make_engine(old, RecordingRing()).start(Once(), id="later")
+        anchored(old, settings)
+        sql(old, "DELETE FROM aegis_transition WHERE workflow_id = 'later'")
+        sql(old, "DELETE FROM aegis_workflow WHERE id = 'later'")
+        report = audit(old, settings).everything()
+        assert ("later", Code.MISSING_WORKFLOW) in {(one.workflow_id, one.code) for one in report.failures}
+
+
+def test_a_log_that_went_on_already_is_said(postgres: PrivatePostgres, settings: Settings) -> None:
+    """A beat without keys adds to it, as it knows of no anchors."""
+    with put_back(postgres, settings) as (_, old):
+        make_engine(old, RecordingRing()).start(Once(), id="x-1")
+        policy = Policy(interval=timedelta(minutes=1), every=1000)
+        for number in range(5):
+            make_engine(old, RecordingRing()).start(Once(), id=f"x-{number}")
+        anchor(old, [], None, policy, now=True)
+        before = value(old, "SELECT count(*) FROM aegis_log")
+        assert look(settings, old).lost == []  # the anchors do not go beyond it any more; verification names them
+        assert audit(old, settings).everything().tampered
+        assert value(old, "SELECT count(*) FROM aegis_log") == before
+
+
+def test_nothing_lost_is_nothing_to_accept(postgres: PrivatePostgres, settings: Settings) -> None:
+    with postgres.database(TEMPLATE) as url:
+        database = opened(url)
+        make_engine(database, RecordingRing()).start(Once(), id="o-1")
+        anchored(database, settings)
+        done = accept(settings, database, "", resume=True)
+        assert (done.record, done.lost, done.is_done) == (None, [], True)
+        assert value(database, "SELECT count(*) FROM aegis_workflow WHERE id = 'aegis:system'") == 0
+        database.close()
+
+
+def test_two_at_once_write_one_record(postgres: PrivatePostgres, settings: Settings) -> None:
+    with put_back(postgres, settings) as (_, old):
+        from aegis.recovery import reconcile  # noqa: PLC0415
+
+        entries = reconcile._anchored_beyond(settings, old)
+        accept(settings, old, "", resume=False)
+        with pytest.raises(LogBroken, match="it has gone on"), old.transaction() as session:
+            reconcile.lost.accept(session, entries, "", terms(settings))
+        with pytest.raises(RestoreFailed, match="the anchors do not go on from there"):
+            reconcile._anchored_beyond(settings, old)

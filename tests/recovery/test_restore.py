@@ -1,0 +1,309 @@
+"""Back to a point in time, on real servers: what is given is verified, compared, and in a new epoch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from deployment import Deployment
+from local_engine import AegisWorker, eventually
+from private_servers import folder
+from site_of_its_own import Site, needs_barman, opened
+from sqlalchemy import text
+from store_workbench import RecordingRing, claimed, make_engine, sql, value
+from store_workflows import Decision, Once
+
+from aegis.config.home import Home
+from aegis.core.errors import RestoreFailed
+from aegis.core.workflow import registry
+from aegis.persistence import watch
+from aegis.persistence.auditor import Auditor
+from aegis.persistence.database import Database
+from aegis.persistence.watch import Worker
+from aegis.recovery.backup import take
+from aegis.recovery.backup.take import source
+from aegis.recovery.copy import copied
+from aegis.recovery.restore import point
+from aegis.recovery.restore.restore import Restored, restore
+
+pytestmark = needs_barman
+
+
+@contextmanager
+def given(place: Site, done: Restored) -> Iterator[Database]:
+    """A server on what was given."""
+    assert done.into is not None
+    programs = source(place.settings).barman.programs if place.server.container.status == "running" else None
+    with copied(done.into, programs or take.programs(place.settings), place.root / "given.log") as copy:
+        copy.start(user="aegis", durable=True)
+        database = opened(copy.url("aegis", "postgres"))
+        try:
+            yield database
+        finally:
+            database.close()
+
+
+def ids(database: Database) -> list[str]:
+    with database.statement() as connection:
+        found = connection.exec_driver_sql("SELECT id FROM aegis_workflow WHERE id <> 'aegis:system' ORDER BY id")
+        return [row[0] for row in found]
+
+
+# --- points -----------------------------------------------------------------------------
+
+
+def test_how_points_are_named() -> None:
+    assert point.parse("latest") == point.Point(said="latest")
+    assert point.parse("1200").size == 1200
+    assert point.parse("o-1:7").transition == ("o-1", 7)
+    assert point.parse("a:b:0").transition == ("a:b", 0)
+    assert point.parse("2026-11-26T05:42:03+01:00").at == datetime(2026, 11, 26, 4, 42, 3, tzinfo=UTC)
+    for wrong, why in (("soon", "it is no point in time"), ("2026-11-26 05:42", "does not say in which time zone")):
+        with pytest.raises(RestoreFailed, match=why):
+            point.parse(wrong)
+
+
+def test_to_each_kind_of_point(place: Site) -> None:
+    place.start("o-1")
+    place.anchor()
+    take.take(place.settings)
+    place.start("o-2")
+    place.anchor()  # of 2 entries
+    between = datetime.now(UTC)
+    place.start("o-3")
+    place.run("o-2")
+    place.start("o-4")
+    expected = {
+        "2": (["o-1", "o-2"], 3),
+        between.isoformat(): (["o-1", "o-2"], 3),
+        "o-3:0": (["o-1", "o-2", "o-3"], 2),
+        "o-2:1": (["o-1", "o-2", "o-3"], 1),
+        "latest": (["o-1", "o-2", "o-3", "o-4"], 0),
+    }
+    for number, (to, (there, lost)) in enumerate(expected.items()):
+        done = restore(place.settings, to, place.root / f"copy-{number}")
+        (live,) = [one for one in done.lacks if one.source == "live"]
+        assert live.transitions == lost, to
+        with given(place, done) as database:
+            assert ids(database) == there, to
+            assert Auditor(database, place.sources()).everything().complete
+            assert value(database, "SELECT epoch FROM aegis_deployment") == done.epoch == 2
+
+
+def test_a_rehearsal_says_what_would_be_lost_and_leaves_nothing(place: Site) -> None:
+    place.start("o-1")
+    place.anchor()
+    take.take(place.settings)
+    before = datetime.now(UTC)
+    place.run("o-1")
+    place.start("o-2")
+    place.park("p-1")
+    place.engine.send("p-1", "decide", Decision(send=True), key="mail-1")
+    place.anchor()
+    done = restore(place.settings, before.isoformat(), None)
+    live, anchors = done.lacks
+    assert (live.source, live.transitions, live.workflows, live.gone) == ("live", 3, 3, 2)
+    assert live.examples == ("o-1: transition 1", "o-2: all of it", "p-1: all of it")
+    assert [(sent.workflow_id, sent.name, sent.key) for sent in live.sent] == [("p-1", "decide", "mail-1")]
+    assert (anchors.transitions, anchors.workflows, anchors.gone) == (3, 3, 2)
+    assert (done.into, done.epoch) == (None, None)
+    assert not list(place.settings.places.scratch.iterdir())
+
+
+def test_points_that_are_not_to_be_had(place: Site, tmp_path: Path) -> None:
+    long_ago = datetime.now(UTC) - timedelta(days=1)
+    place.start("o-1")
+    place.anchor()
+    take.take(place.settings)
+    for to, why in (
+        (long_ago.isoformat(), "no backup is that old"),
+        ((datetime.now(UTC) + timedelta(days=1)).isoformat(), "what is archived ends before that"),
+        ("o-1:9", "there is no such transition, neither live nor archived"),
+        ("77", "no trusted key signed an anchor of a log of that size; the nearest: 1"),
+    ):
+        with pytest.raises(RestoreFailed, match=why):
+            restore(place.settings, to, place.root / "copy")
+    (tmp_path / "file").touch()
+    with pytest.raises(RestoreFailed, match="it is there, and not empty"):
+        restore(place.settings, "latest", tmp_path)
+    with pytest.raises(RestoreFailed, match="is not there; make it"):
+        restore(place.settings, "latest", tmp_path / "no" / "such")
+    assert [path.name for path in place.root.iterdir() if "copy" in path.name] == []
+
+
+def test_what_is_not_as_committed_is_not_given(place: Site) -> None:
+    place.start("o-1")
+    place.anchor()
+    take.take(place.settings)
+    sql(place.database, "UPDATE aegis_transition SET actor = 'user:eve'")
+    with pytest.raises(RestoreFailed, match="it is not as committed: workflow 'o-1', transition 0"):
+        restore(place.settings, "latest", place.root / "copy")
+    assert not (place.root / "copy").exists()
+
+
+# --- the primary's disk -----------------------------------------------------------------
+
+
+def test_the_disk_of_the_primary_is_destroyed_while_workflows_run(place: Site) -> None:
+    environment = {
+        **os.environ,
+        "AEGIS_HOME": str(place.settings.home),
+        "AEGIS_DATABASE_URL": place.server.url(),
+        "AEGIS_BROKER_URL": place.settings.broker,
+        "AEGIS_BACKUP_REPOSITORY": str(place.settings.backups),
+    }
+    place.start("o-0")
+    place.anchor()
+    take.take(place.settings)
+    archive = subprocess.Popen(
+        [sys.executable, "-m", "aegis.recovery.backup.archive"], env=environment, start_new_session=True
+    )
+    try:
+        eventually("it streams", lambda: place.archive().active, 30)
+        acknowledged: list[str] = []
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            workflow_id = f"w-{len(acknowledged):05}"
+            place.start(workflow_id)
+            place.run(workflow_id)
+            acknowledged.append(workflow_id)  # both transitions are committed, and its client knows
+        eventually("all is shipped", lambda: place.archive().behind == 0, 30)
+    finally:
+        archive.terminate()
+        archive.wait(20)
+    place.server.kill()
+    shutil.rmtree(place.server.home.postgres)
+    began = time.monotonic()
+    done = restore(place.settings, "latest", place.root / "copy")
+    print(f"{len(acknowledged)} acknowledged, restored and verified in {time.monotonic() - began:.1f} s")  # shown by -s
+    assert len(acknowledged) > 20
+    with given(place, done) as database:
+        assert ids(database) == ["o-0", *acknowledged]
+        assert value(
+            database, "SELECT count(*) FROM aegis_transition WHERE seq = 1 AND workflow_id LIKE 'w-%%'"
+        ) == len(acknowledged)
+
+
+# --- the new epoch ------------------------------------------------------------------------
+
+
+def test_what_was_begun_before_is_void_and_what_is_pending_is_due(place: Site) -> None:
+    place.start("held", "ready")
+    place.anchor()
+    take.take(place.settings)
+    worker = Worker(id="w@test", host="h", pid=1, pids=(7,), queues=("aegis",), types=(), epoch=1)
+    with place.database.statement() as connection:
+        assert watch.beat(connection, worker)
+    old = claimed(place.database, "held")
+    done = restore(place.settings, "latest", place.root / "copy")
+    with given(place, done) as database:
+        with database.statement() as connection:
+            assert watch.current_epoch(connection) == 2
+            assert not watch.beat(connection, worker)  # of an older epoch
+            assert watch.heartbeats(connection) == []
+            assert watch.claims(connection) == []
+            due = watch.due(connection, registry.known(), 10)
+        assert {row.workflow_id for row in due} == {"held", "ready"}
+        fresh = claimed(database, "held")
+        assert fresh.position.claim > old.position.claim + 2**31
+        # Whoever held it before moves nothing: the claim that he would commit with is no longer the row's.
+        stale = text("UPDATE aegis_workflow SET state = 'x' WHERE id = 'held' AND seq = 0 AND claim = :claim")
+        with database.statement() as connection:
+            assert connection.execute(stale, {"claim": old.position.claim}).rowcount == 0
+        assert make_engine(database, RecordingRing()).describe("held").seq == 0
+
+
+def alive(node: AegisWorker) -> bool:
+    return node.container.status == "running"
+
+
+def test_a_worker_of_before_stops_with_a_message(deploy: Callable[..., Deployment]) -> None:
+    deployment = deploy()
+    node = deployment.worker()
+    sql(deployment.database, "UPDATE aegis_deployment SET epoch = epoch + 1")
+    eventually("it has stopped", lambda: not alive(node), 60)
+    said = str(node.container.logs())
+    assert "the database was put back to an earlier point since it began; start it again" in said
+    deployment.worker()  # the same, started again, lives
+
+
+def test_what_had_gone_on_is_paused_and_everything_else_goes_on(place: Site) -> None:
+    place.start("went-on", "stood-still")
+    place.anchor()
+    take.take(place.settings)
+    point_in_time = datetime.now(UTC)
+    place.run("went-on")
+    place.anchor()
+    done = restore(place.settings, point_in_time.isoformat(), place.root / "copy")
+    assert done.paused == 1
+    with given(place, done) as database:
+        engine = make_engine(database, RecordingRing())
+        assert engine.describe("went-on").status == "paused"
+        assert engine.describe("stood-still").status == "pending"
+        assert engine.resume("went-on")
+        assert engine.describe("went-on").status == "pending"
+
+
+# --- in place -----------------------------------------------------------------------------
+
+
+def run(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from aegis.cli.main import main; main()", *arguments],
+        env={**os.environ, "AEGIS_HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+
+
+@contextmanager
+def up(home: Path) -> Iterator[None]:
+    argv = [sys.executable, "-c", "from aegis.cli.main import main; main(['up', '--no-flower', '--workers', '0'])"]
+    process = subprocess.Popen(argv, env={**os.environ, "AEGIS_HOME": str(home)}, start_new_session=True)
+    try:
+        eventually("it is up", lambda: run(home, "db", "check").returncode == 0, 60)
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_in_place_of_the_private_server_which_is_kept_beside() -> None:
+    with folder("in-place") as root:
+        home = root / "home"
+        url = Home(home).database_url
+        with up(home):
+            database = opened(url)
+            engine = make_engine(database, RecordingRing())
+            engine.start(Once(), id="o-1")
+            assert run(home, "backup", "take").returncode == 0
+            between = datetime.now(UTC)
+            engine.start(Once(), id="o-2")
+            database.close()
+            refused = run(home, "restore", "--to", "latest", "--in-place")
+            assert refused.returncode == 2
+            assert "another `aegis up`" in refused.stderr
+            rehearsed = run(home, "restore", "--to", between.isoformat(), "--dry-run")
+            assert "o-2: all of it" in rehearsed.stdout, rehearsed.stderr
+        done = run(home, "restore", "--to", between.isoformat(), "--in-place")
+        assert done.returncode == 0, done.stderr
+        assert "epoch 2 begins with it" in done.stdout
+        (kept,) = home.glob("postgres-before-*")
+        assert (kept / "PG_VERSION").exists()
+        with up(home):
+            database = opened(url)
+            assert ids(database) == ["o-1"]
+            database.close()
+            # The archive goes on, on the new timeline.
+            again = run(home, "backup", "take")
+            assert again.returncode == 0, again.stderr
