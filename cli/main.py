@@ -18,6 +18,7 @@ from .output import EXIT_ERROR, fail
 _COMMANDS: Final = {
     "up": "up",
     "demo": "demo",
+    "drill": "drill",
     "worker": "processes",
     "beat": "processes",
     "start": "steering",

@@ -65,6 +65,11 @@ class Home:
         return self.root / "scratch"
 
     @property
+    def drills(self) -> Path:
+        """The newest report of each drill."""
+        return self.root / "drills"
+
+    @property
     def lock(self) -> Path:
         """Held by the `aegis up` that runs here."""
         return self.root / "up.lock"

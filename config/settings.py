@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..core.errors import ConfigurationError
 from ..core.names import is_queue_name
+from ..core.objective import Objective, objectives
 from ..core.recovery import Policy
 from .home import Home, default_home
 from .hosts import several_hosts
@@ -101,6 +102,13 @@ class Settings(BaseModel):
         float, Field(ge=86400, le=315_360_000, description="one can go back to any moment of the last so many seconds")
     ] = 604_800
     barman_bin: Annotated[str, Field(description="the program barman, instead of the one that is installed here")] = ""
+    objectives: Annotated[
+        tuple[str, ...],
+        Field(description="RPO and RTO that are declared, where not by default: name=RPO/RTO, separated by commas"),
+    ] = ()
+    drill_within: Annotated[
+        float, Field(ge=3600, le=31_536_000, description="each objective is to be drilled once within so long")
+    ] = 30 * 86400
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what is logged")] = "info"
     log_format: Annotated[Literal["console", "json"], Field(description="how it is logged")] = "console"
     postgres_bin: Annotated[
@@ -109,7 +117,7 @@ class Settings(BaseModel):
     valkey_bin: Annotated[str, Field(description="valkey-server or redis-server, instead of the wheel's")] = ""
     etcd_bin: Annotated[str, Field(description="the etcd of `aegis cluster up`, instead of one that is found")] = ""
 
-    @field_validator("workflows", "anchors", mode="before")
+    @field_validator("workflows", "anchors", "objectives", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
@@ -130,6 +138,12 @@ class Settings(BaseModel):
         if "none" in value and len(value) > 1:
             msg = "it says none, and a place as well"
             raise ValueError(msg)
+        return value
+
+    @field_validator("objectives", mode="after")
+    @classmethod
+    def _known_objectives(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        objectives(value)
         return value
 
     @field_validator("timestamp_url", mode="after")
@@ -213,6 +227,11 @@ class Settings(BaseModel):
         if self.anchors == ("none",):
             return ()
         return self.anchors or (str(self.home / "anchors" / "anchors.jsonl"),)
+
+    @property
+    def declared(self) -> tuple[Objective, ...]:
+        """What is declared to be lost at most, and to take at most, by what has happened."""
+        return objectives(self.objectives)
 
     @property
     def database(self) -> str:

@@ -602,3 +602,14 @@ class ClockRefused(AegisError):
 
     def _message(self) -> str:
         return f"the clock of {self.database} cannot be set: {self.problem}; {self.remedy}"
+
+
+class DrillNotRun(AegisError):
+    """A drill could not be carried out as it is meant, so that it says nothing about recovery."""
+
+    def __init__(self, scenario: str, problem: str, remedy: str) -> None:
+        super().__init__(scenario, problem, remedy)
+        self.scenario, self.problem, self.remedy = scenario, problem, remedy
+
+    def _message(self) -> str:
+        return f"the drill {self.scenario!r} could not be run: {self.problem}; {self.remedy}"

@@ -128,29 +128,40 @@ def open_note(note: str, trusted: Iterable[VerifierKey]) -> LogHead:
         NotANote: it is malformed, or no trusted key signed it.
 
     """
-    text, signatures = _parts(note)
+    text, _ = open_text(note, trusted, what="the anchor")
+    return _read_head(text)
+
+
+def open_text(note: str, trusted: Iterable[VerifierKey], *, what: str) -> tuple[str, VerifierKey]:
+    """Return a note's text and who signed it, if a trusted key did; ``what`` it is called where it is refused.
+
+    Raises:
+        NotANote: it is malformed, or no trusted key signed it.
+
+    """
+    text, signatures = _parts(note, what)
     keys = {(key.name, key.id): key for key in trusted}
     found = [(keys[name, key_id], signature) for name, key_id, signature in signatures if (name, key_id) in keys]
     if not found:
         signers = ", ".join(f"{name}+{key_id.hex()}" for name, key_id, _ in signatures)
-        raise NotANote("the anchor", f"it is signed by {signers}, which is not trusted here")
+        raise NotANote(what, f"it is signed by {signers}, which is not trusted here")
     for key, signature in found:
         if not key.verifies(signature, text.encode()):
-            raise NotANote("the anchor", f"the signature of {key.name}+{key.id.hex()} is not valid")
-    return _read_head(text)
+            raise NotANote(what, f"the signature of {key.name}+{key.id.hex()} is not valid")
+    return text, found[0][0]
 
 
-def _parts(note: str) -> tuple[str, list[tuple[str, bytes, bytes]]]:
+def _parts(note: str, what: str) -> tuple[str, list[tuple[str, bytes, bytes]]]:
     text, separator, rest = note.rpartition("\n\n")
     if len(note) > _LARGEST or not separator or not note.endswith("\n") or not rest or _SURROGATE.search(note):
-        raise NotANote("the anchor", "it is not text, an empty line, and signatures")
+        raise NotANote(what, "it is not text, an empty line, and signatures")
     signatures = []
     for line in rest.removesuffix("\n").split("\n"):
         dash, _, named = line.partition(" ")
         name, _, encoded = named.partition(" ")
         raw = _from_base64(encoded)
         if dash != _DASH or not is_key_name(name) or raw is None or len(raw) < _KEY_ID_BYTES + 1:
-            raise NotANote("the anchor", f"{line[:80]!r} is no signature")
+            raise NotANote(what, f"{line[:80]!r} is no signature")
         signatures.append((name, raw[:_KEY_ID_BYTES], raw[_KEY_ID_BYTES:]))
     return text + "\n", signatures
 

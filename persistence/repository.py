@@ -123,6 +123,23 @@ def _outcome_of(connection: Connection, move: Move) -> Outcome:
     return Outcome.LOST if held is None else Outcome.STILL_OURS
 
 
+def taken_back(connection: Connection, move: Move) -> Moved | None:
+    """Return where a workflow stands whose claim a crash of the database took back; None if that is not what happened.
+
+    A claim does not wait for the disk, so the row may be as it was before; and its bell was heard already.
+    """
+    envelope = move.link.envelope
+    row = connection.execute(
+        select(WorkflowRow.seq, WorkflowRow.queue).where(
+            WorkflowRow.id == envelope.workflow_id,
+            WorkflowRow.seq == envelope.seq - 1,
+            # Everybody else's would be higher than ours.
+            WorkflowRow.claim < move.claim,
+        )
+    ).one_or_none()
+    return None if row is None else Moved(workflow_id=envelope.workflow_id, seq=row.seq, ready=True, queue=row.queue)
+
+
 def moved_to(connection: Connection, move: Move) -> Moved | None:
     """Return where a recorded move left its workflow, as long as it is still there."""
     envelope = move.link.envelope

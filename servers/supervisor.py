@@ -129,6 +129,14 @@ class Supervisor:
         """Let a service come up again that was to stay down."""
         self._running[name].down = False
 
+    def take_away(self, name: str) -> None:
+        """End a service with SIGKILL, with all its children, and do not start it again."""
+        with self._lock:
+            running = self._running.pop(name)
+            watchdog.send(running.process.pid, signal.SIGKILL)
+            running.process.wait()
+            self._ended(running)
+
     def look(self) -> None:
         """Restart what has ended.
 

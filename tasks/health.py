@@ -22,6 +22,7 @@ from ..persistence.database import Database, is_too_slow
 from ..persistence.vitals import Vitals
 from .backups import archive, ask_backups
 from .check import Check, State, degraded, down, ok, span, warning
+from .drilled import drills
 from .proof import append_only, ask_anchors, chains, mac
 
 # What each of the two servers may take to answer; they are asked at the same time (seconds).
@@ -59,6 +60,7 @@ def health(settings: Settings) -> list[Check]:
     if not whole:
         remedy = "see that the place that AEGIS_BACKUP_REPOSITORY names can be reached"
         checks.append(degraded("backup", f"no answer within {_PATIENCE:g} s", remedy))
+    checks.append(drills(settings))
     return checks
 
 

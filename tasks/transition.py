@@ -168,7 +168,19 @@ def _look_and_commit(bench: Bench, move: Move) -> Moved | None:
         case Outcome.STILL_OURS:
             return repository.commit(bench.database.run, move, grace=bench.grace)
         case Outcome.LOST:
+            _ring_if_taken_back(bench, move)
             return None
+
+
+def _ring_if_taken_back(bench: Bench, move: Move) -> None:
+    """Ring once more for a claim that the database forgot: nobody else would, before the workflow is due."""
+    with bench.database.statement() as connection:
+        left = repository.taken_back(connection, move)
+    if left is not None:
+        envelope = move.link.envelope
+        log.info("claim taken back", workflow_id=left.workflow_id, seq=left.seq)
+        label = f"{envelope.type}.{envelope.event}"
+        bench.ring([Bell(workflow_id=left.workflow_id, seq=left.seq, queue=left.queue, label=label)])
 
 
 def _ring(bench: Bench, move: Move, moved: Moved, others: Sequence[Bell] = ()) -> Ended:

@@ -41,6 +41,7 @@ class Pulse:
         self._database = database
         self._told = told
         self._interval = interval
+        self._margin = settings().recovery.fork_margin.total_seconds() + _LOOK_EVERY
         self._parent = int(str(told["pid"]))
         self._children: dict[int, psutil.Process] = {}
         # The epoch in which the worker began; without a database to ask at its start, the first that is heard of.
@@ -57,8 +58,15 @@ class Pulse:
             if time.monotonic() >= following:
                 self._attempt(self._beat)
                 following = time.monotonic() + self._interval
+            elif self._has_lost_a_child():
+                # What it held is freed by a heartbeat that is clearly younger than the claim.
+                following = min(following, time.monotonic() + self._margin)
             time.sleep(_LOOK_EVERY)
         self._farewell()
+
+    def _has_lost_a_child(self) -> bool:
+        known = set(self._children)
+        return known != set(self._alive())
 
     def _farewell(self) -> None:
         """Speak for the children that outlive their parent; then free what they held."""

@@ -1266,6 +1266,27 @@ def test_a_commit_whose_answer_is_lost_and_whose_claim_is_too_is_lost(
     assert engine.describe("p").status == "cancelled"
 
 
+def test_a_claim_that_a_crash_of_the_database_took_back_is_rung_for_at_once(
+    engine: DurableWorkflowEngine,
+    database: Database,
+    bench: Bench,
+    ring: RecordingRing,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Claims do not wait for the disk; without the bell the workflow would wait until it is due."""
+
+    def crash(*_: Any, **__: Any) -> Any:
+        sql(database, "UPDATE aegis_workflow SET owner = NULL, owner_pid = NULL, claim = claim - 1, attempt = 0")
+        raise DatabaseUnavailable("test", "the server closed the connection")
+
+    engine.start(Parcel(), id="p")
+    ring.take()
+    monkeypatch.setattr("aegis.tasks.transition.repository.commit", _once(crash, repository.commit))
+    assert run_transition(bench, "p", 0) is Ended.LOST
+    assert [(bell.workflow_id, bell.seq) for bell in ring.take()] == [("p", 0)]
+    assert run_transition(bench, "p", 0) is Ended.COMMITTED
+
+
 def _once(first: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., Any]:
     left = [first]
 

@@ -26,6 +26,7 @@ from aegis.core.errors import (
     DeadlineExceeded,
     DefinitionError,
     DidNotHappen,
+    DrillNotRun,
     EffectInDoubt,
     EffectNotFound,
     EffectsOpen,
@@ -77,7 +78,8 @@ SAMPLES: Final[list[tuple[type[AegisError], dict[str, Any], list[str]]]] = [
     (DidNotHappen, {"reason": "no route"}, ["it did not happen: no route"]),
     (DidNotHappen, {"reason": ""}, ["it did not happen"]),
     (
-        EffectInDoubt,
+        DrillNotRun,
+    EffectInDoubt,
         {"workflow_id": "o-1", "name": "charge", "key": "o-1:1:charge"},
         ["'o-1'", "'charge'", "'o-1:1:charge'", "aegis effect o-1 charge --done JSON", "--redo"],
     ),
@@ -245,6 +247,11 @@ SAMPLES: Final[list[tuple[type[AegisError], dict[str, Any], list[str]]]] = [
         RestoreFailed,
         {"what": "--to 7", "problem": "there is no such anchor", "remedy": "the nearest: 5"},
         ["--to 7", "there is no such anchor", "the nearest: 5"],
+    ),
+    (
+        DrillNotRun,
+        {"scenario": "worker", "problem": "there was no load", "remedy": "raise --load"},
+        ["'worker'", "there was no load", "raise --load"],
     ),
 ]
 samples = pytest.mark.parametrize(

@@ -1,0 +1,317 @@
+"""One drill, stage by stage: steady, inject, observe, heal, verify; what is measured goes into the report."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
+
+from ...core.errors import DatabaseUnavailable, DrillNotRun
+from ...core.finding import Severity
+from ...core.objective import Objective
+from ...persistence import observe
+from ...persistence.auditor import Auditor
+from ...persistence.observe import Sight
+from ...tasks.anchor import Policy, anchor, notary
+from ...tasks.scrub import sources
+from ...tasks.sinks import sinks
+from ...testing.invariants import Rules, check
+from ...testing.ledger import ACCEPTED, Entry, Ledger
+from . import measure
+from .client import Client
+from .faults import Fault, Scene
+from .ledger import START, ClientLedger, Request
+from .movement import Move, Movement
+from .report import Check, Outcome, Ran
+from .sandbox import Sandbox, unless_broken
+from .scenario import FILE, WORKFLOW, Command, Scenario
+from .workload import MAX_ATTEMPTS, turns
+
+# A drill begins once so many workflows were accepted, and have moved, within the last three seconds.
+_STEADY_FOR: Final = 3.0
+_STEADY: Final = 5
+_STEADY_WITHIN: Final = 60.0
+_GOES_ON_FOR: Final = 2.0
+_SETTLED_WITHIN: Final = 90.0
+_OVER_WITHIN: Final = 15.0
+_LOOK_EVERY: Final = 0.05
+_BEFORE: Final = 5.0
+_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How a drill is carried out: ``load`` is new workflows a second, ``patience`` how long to wait for recovery."""
+
+    load: float
+    seed: int
+    patience: float | None = None
+
+    def waits(self, declared: Objective) -> float:
+        """Return how long to wait for what is declared (seconds): long enough to say how much it was missed by."""
+        return max(20.0, declared.rto * 3) if self.patience is None else self.patience
+
+
+class Drill:
+    """One repetition of a scenario on a sandbox that is up."""
+
+    def __init__(self, box: Sandbox, scenario: Scenario, declared: Objective, terms: Terms, number: int) -> None:
+        self.box, self.scenario, self.terms, self.number = box, scenario, terms, number
+        self.declared = replace(declared, rpo=declared.rpo * scenario.scale)
+        self.prefix = f"{scenario.name}-{number}-{time.monotonic_ns() % 10**9}-"
+        self._random = random.Random(f"{terms.seed}/{scenario.name}/{number}")  # noqa: S311 - to be repeated
+        self._ran: list[Ran] = []
+        self._named: set[tuple[str, int]] = set()
+        self._rested = 0.0
+
+    def run(self) -> Outcome:
+        """Carry it out.
+
+        Raises:
+            AegisError: it could not be carried out as it is meant.
+
+        """
+        with ExitStack() as stack:
+            ledger = stack.enter_context(ClientLedger(self.box.outside / f"{self.prefix}client.jsonl"))
+            client = Client(self.box.engine(), ledger, self.box.outside, self.prefix, self._random)
+            stack.callback(client.stop)
+            movement = Movement(self.box.database, self.prefix)
+            stack.callback(movement.stop)
+            scene = Scene(self.box, client, movement, self.prefix, self._random)
+            self._steady(scene)
+            anchored = self._anchor()
+            fault = self._inject(scene)
+            healed, waited = self._recover(scene, fault)
+            self._settle(scene, fault)
+            return self._verify(scene, ledger, fault, anchored, healed, waited)
+
+    # --- the stages -----------------------------------------------------------------------------
+
+    def _steady(self, scene: Scene) -> None:
+        """Load the system, and wait until it works as it should."""
+        scene.client.run(self.terms.load)
+        deadline = time.monotonic() + _STEADY_WITHIN
+        while not _is_steady(scene.client.requests(), scene.movement.moves()):
+            if time.monotonic() > deadline:
+                problem = f"there was no steady state within {_STEADY_WITHIN:g} s"
+                raise DrillNotRun(self.scenario.name, problem, "look at the load of the machine, or lower --load")
+            unless_broken(self.box)
+            time.sleep(_LOOK_EVERY)
+
+    def _anchor(self) -> int:
+        """Tell the outside how the log stands before the fault; return how long it is."""
+        settings = self.box.settings
+        policy = Policy(interval=timedelta(seconds=settings.anchor_interval), every=settings.anchor_every)
+        places = sinks(settings)
+        done = anchor(self.box.database, places, notary(settings), policy, now=True)
+        if done.alarms:
+            raise DrillNotRun(self.scenario.name, f"nothing was anchored: {done.alarms[0]}", "report this")
+        return max((last.end for sink in places if (last := sink.last()) is not None), default=0)
+
+    def _inject(self, scene: Scene) -> Fault:
+        fault = self.scenario.fault(scene)
+        self.box.tell(fault.told)
+        return fault
+
+    def _recover(self, scene: Scene, fault: Fault) -> tuple[float | None, float]:
+        """Type what the runbook says, and wait until what was met moves; return when it was healed, and the wait."""
+        for command in self.scenario.check:
+            self._type(command, "check", fault)
+        healed = time.monotonic() if self.scenario.from_healing else None
+        for command in self.scenario.heal:
+            self._type(command, "heal", fault)
+        since = fault.at if healed is None else healed
+        patience = self.terms.waits(self.declared)
+        while fault.met and time.monotonic() - since < patience:
+            if measure.recovered(fault, scene.movement.moves(), since)[1] is not None:
+                break
+            unless_broken(self.box)
+            time.sleep(_LOOK_EVERY)
+        return healed, time.monotonic() - since
+
+    def _settle(self, scene: Scene, fault: Fault) -> None:
+        """Go on for a moment; then ask for nothing new, and wait until all that was accepted is done."""
+        if fault.undo is not None:
+            fault.undo()
+        time.sleep(_GOES_ON_FOR)
+        self._rested = time.monotonic()
+        within = _SETTLED_WITHIN if self.terms.patience is None else self.terms.patience
+        deadline = time.monotonic() + within
+        scene.client.rest(within)
+        while time.monotonic() < deadline:
+            unless_broken(self.box)
+            with suppress(DatabaseUnavailable):
+                sights = self._sights()
+                if all(sight.status == "completed" for sight in sights.values()):
+                    break
+            time.sleep(_LOOK_EVERY)
+        scene.movement.look()
+
+    def _verify(
+        self,
+        scene: Scene,
+        ledger: ClientLedger,
+        fault: Fault,
+        anchored: int,
+        healed: float | None,
+        waited: float,
+    ) -> Outcome:
+        requests, moves, sights = ledger.requests(), scene.movement.moves(), self._sights()
+        with self.box.database.statement() as connection:
+            counted = measure.count(requests, sights, observe.received(connection, self.prefix))
+        rpo = measure.work_lost(turns(self.box.outside), fault) if self.scenario.loses_progress else None
+        if not self.scenario.loses_progress:
+            rpo = measure.loss(counted.lost, fault.at)
+        since = fault.at if healed is None else healed
+        first, rto = measure.recovered(fault, moves, since)
+        if fault.named is not None:
+            first = rto = self._named_after(fault)
+        entries = Ledger(self.box.outside / "effects.jsonl").entries()
+        checks = [*measure.of_the_counts(counted, self.scenario, self.declared, rpo)]
+        checks.append(measure.of_the_time(self.declared, rto, waited))
+        checks += self._integrity(requests, entries, anchored, fault)
+        for command in self.scenario.over:
+            self._until_over(command, fault)
+        checks.append(self._commands())
+        begun = max(fault.at - _BEFORE, requests[0].answered_at)
+        return Outcome(
+            number=self.number,
+            told=fault.told,
+            met=len(fault.met),
+            acknowledged=counted.acknowledged,
+            refused=counted.refused,
+            ambiguous=counted.ambiguous,
+            lost=len(counted.lost),
+            doubled=counted.doubled,
+            transitions=sum(move.transitions for move in moves),
+            repeated=measure.repeated(entry for entry in entries if entry.workflow_id.startswith(self.prefix)),
+            rpo=_rounded(rpo),
+            first=_rounded(first),
+            rto=_rounded(rto),
+            gap=round(measure.gap(requests, fault.at - 1, since + waited + _GOES_ON_FOR), 3),
+            checks=tuple(checks),
+            commands=tuple(self._ran),
+            timeline=measure.timeline(requests, moves, fault, healed, (begun, self._rested)),
+        )
+
+    # --- the parts of the verdict -----------------------------------------------------------------
+
+    def _integrity(
+        self, requests: Sequence[Request], entries: Sequence[Entry], anchored: int, fault: Fault
+    ) -> Iterator[Check]:
+        """Verify every chain, the whole log beside the anchors, and what must hold in every history."""
+        rules = Rules(max_attempts=MAX_ATTEMPTS)
+        accepted = [_accepted(request) for request in requests if request.acknowledged and request.kind == START]
+        violations = check(self.box.database, [*accepted, *entries], rules)
+        yield Check(
+            name="invariants",
+            declared="I1 to I10 hold",
+            measured="they hold" if not violations else "; ".join(map(str, violations[:_SHOWN])),
+            passed=not violations,
+        )
+        self._anchor()
+        report = Auditor(self.box.database, sources(self.box.settings)).everything()
+        compared = max((witness.entries for witness in report.witnesses), default=0)
+        whole = report.valid and report.complete and compared >= anchored > 0
+        found = "; ".join([*map(str, report.failures[:_SHOWN]), *report.problems[:_SHOWN]])
+        yield Check(
+            name="chains and anchors",
+            declared=f"as committed, with the {anchored} that were anchored before",
+            measured=found or f"{report.workflows} histories as committed, {compared} entries as anchored",
+            passed=whole,
+        )
+        if fault.named is not None:
+            place = "transition {1} of {0}".format(*fault.named)
+            others = self._named - {fault.named}
+            right = self._named == {fault.named}
+            measured = "that" if right else f"{len(others)} others" if others else "nothing"
+            yield Check(name="named", declared=f"{place}, and no other", measured=measured, passed=right)
+
+    def _named_after(self, fault: Fault) -> float | None:
+        """Return after how long verification had named what was edited."""
+        done = 0.0
+        for ran in self._ran:
+            done += ran.seconds
+            if ran.stage == "check":
+                return done if fault.named in self._named else None
+        return None
+
+    def _commands(self) -> Check:
+        failed = [ran for ran in self._ran if not ran.passed]
+        return Check(
+            name="runbook",
+            declared=f"{len(self._ran)} commands end as the page says",
+            measured="they do"
+            if not failed
+            else "; ".join(f"`{ran.command}` ended with {ran.status}" for ran in failed),
+            passed=not failed,
+        )
+
+    def _type(self, command: Command, stage: str, fault: Fault) -> None:
+        """Run a command of the runbook as it stands there."""
+        places = {WORKFLOW: fault.victim, FILE: fault.victim}
+        argv = [places.get(word, word) for word in command.argv]
+        began = time.monotonic()
+        status: int | None = None
+        if command.runs_on:
+            self.box.leave_running(argv)
+            passed = True
+        else:
+            done = self.box.run(argv)
+            status = done.returncode
+            passed = status in command.expects and command.says in done.stdout
+            if fault.named is not None and stage == "check" and "--json" in argv:
+                self._named = _failures(done.stdout)
+        self._ran.append(
+            Ran(
+                command=str(command),
+                stage=stage,
+                status=status,
+                seconds=round(time.monotonic() - began, 2),
+                passed=passed,
+            )
+        )
+
+    def _until_over(self, command: Command, fault: Fault) -> None:
+        """Type a command until it says that it is over, as somebody would who waits for that."""
+        deadline = time.monotonic() + (_OVER_WITHIN if self.terms.patience is None else self.terms.patience)
+        self._type(command, "over", fault)
+        while not self._ran[-1].passed and time.monotonic() < deadline:
+            self._ran.pop()
+            self._type(command, "over", fault)
+
+    def _sights(self) -> dict[str, Sight]:
+        with self.box.database.statement() as connection:
+            return {sight.workflow_id: sight for sight in observe.sights(connection, self.prefix)}
+
+
+def _is_steady(requests: Sequence[Request], moves: Sequence[Move]) -> bool:
+    since = time.monotonic() - _STEADY_FOR
+    answered = [request for request in requests if request.answered_at > since]
+    old = requests and requests[0].answered_at < since
+    moved = sum(move.transitions for move in moves if move.at > since)
+    return bool(old) and all(r.acknowledged for r in answered) and len(answered) >= _STEADY and moved >= _STEADY
+
+
+def _failures(document: str) -> set[tuple[str, int]]:
+    """Return what `aegis verify --json` says was tampered with; what is only not anchored yet is not."""
+    try:
+        findings = json.loads(document)["findings"]
+    except (ValueError, KeyError):
+        return set()
+    return {(each["workflow_id"], each["seq"]) for each in findings if each["severity"] == Severity.FAILURE}
+
+
+def _accepted(request: Request) -> Entry:
+    return Entry(
+        kind=ACCEPTED, workflow_id=request.workflow_id, seq=0, name="start", attempt=1, pid=0, at=request.answered_at
+    )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

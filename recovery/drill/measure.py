@@ -1,0 +1,174 @@
+"""Measuring: what the client's ledger says, held against what is in the database, and when things moved again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from ...core.objective import Objective
+from ...persistence.observe import Sight
+from ...testing.ledger import EFFECT, Entry
+from .faults import Fault
+from .ledger import EVENT, START, Request
+from .movement import Move, moved_at, still_met
+from .report import Check, Timeline
+from .scenario import Scenario
+from .workload import TRANSITIONS, Turn
+
+_BIN: Final = 0.25
+# What is lost and was acknowledged only after the fault was lost all the same.
+_LEAST: Final = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """What was promised, and what became of it."""
+
+    acknowledged: int
+    refused: int
+    ambiguous: int
+    lost: Sequence[Request]
+    doubled: int
+    unfinished: Sequence[str]
+
+
+def count(requests: Sequence[Request], sights: Mapping[str, Sight], received: set[tuple[str, str]]) -> Count:
+    """Hold the client's ledger against the database."""
+    acknowledged = [request for request in requests if request.acknowledged]
+    lost = [
+        request
+        for request in acknowledged
+        if (request.kind == START and request.workflow_id not in sights)
+        or (request.kind == EVENT and (request.workflow_id, request.key) not in received)
+    ]
+    started = {request.workflow_id for request in acknowledged if request.kind == START}
+    there = [sights[each] for each in sorted(started & sights.keys())]
+    return Count(
+        acknowledged=len(acknowledged),
+        refused=len(requests) - len(acknowledged),
+        ambiguous=_ambiguous(requests, sights),
+        lost=lost,
+        doubled=sum(max(0, sight.seq - TRANSITIONS[sight.type]) for sight in there),
+        unfinished=[sight.workflow_id for sight in there if sight.status != "completed"],
+    )
+
+
+def _ambiguous(requests: Iterable[Request], sights: Mapping[str, Sight]) -> int:
+    """Count the workflows that are there although the first answer was an error."""
+    found: dict[str, bool] = {}
+    for request in requests:
+        if request.kind != START:
+            continue
+        if request.acknowledged:
+            found[request.workflow_id] = not request.new
+        elif request.workflow_id not in found:
+            found[request.workflow_id] = request.workflow_id in sights
+    return sum(found.values())
+
+
+def loss(lost: Sequence[Request], at: float) -> float:
+    """Return how far back from the fault acknowledged work was lost (seconds); 0 if nothing was."""
+    return max([_LEAST, *(at - request.answered_at for request in lost)]) if lost else 0.0
+
+
+def work_lost(turns: Sequence[Turn], fault: Fault) -> float | None:
+    """Return how much of a long handler's work had to be done again (seconds); None if it never ran again."""
+    own = [turn for turn in turns if turn.workflow_id == fault.victim]
+    again = [turn.number for turn in own if turn.at > fault.at and turn.attempt > 1]
+    if not again:
+        return None
+    kept = [turn.at for turn in own if turn.at <= fault.at and turn.number < min(again)]
+    began = min(turn.at for turn in own)
+    return fault.at - max(kept, default=began)
+
+
+def recovered(fault: Fault, moves: list[Move], since: float) -> tuple[float | None, float | None]:
+    """Return when the first and the last of those that were met moved again, after ``since``."""
+    met = still_met(moves, fault.met, fault.at)
+    found = sorted(at - since for at in moved_at(moves, met, since).values())
+    enough = len(met) if fault.enough is None else fault.enough
+    last = found[enough - 1] if found and len(found) >= enough else None
+    return (found[0] if found else None), last
+
+
+def repeated(entries: Iterable[Entry]) -> int:
+    """Return how many transitions had their effect more than once."""
+    tried = Counter((entry.workflow_id, entry.seq) for entry in entries if entry.kind == EFFECT)
+    return sum(times > 1 for times in tried.values())
+
+
+def gap(requests: Sequence[Request], since: float, until: float) -> float:
+    """Return the longest time without an acknowledgement."""
+    times = sorted(request.answered_at for request in requests if request.acknowledged)
+    inside = [since, *(at for at in times if since < at < until), until]
+    return max(later - earlier for earlier, later in pairwise(inside))
+
+
+def timeline(
+    requests: Sequence[Request], moves: Sequence[Move], fault: Fault, healed: float | None, times: tuple[float, float]
+) -> Timeline:
+    """Return what happened when, in bins, from the first to the second of the times."""
+    start, end = times
+    bins = max(1, int((end - start) / _BIN) + 1)
+
+    def binned(events: Iterable[tuple[float, int]]) -> list[int]:
+        made = [0] * bins
+        for at, number in events:
+            if start <= at <= end:
+                made[min(bins - 1, int((at - start) / _BIN))] += number
+        return made
+
+    first, last = recovered(fault, list(moves), fault.at if healed is None else healed)
+    base = 0.0 if healed is None else healed - fault.at
+    return Timeline(
+        start=round(start - fault.at, 3),
+        width=_BIN,
+        acknowledged=binned((request.answered_at, 1) for request in requests if request.acknowledged),
+        refused=binned((request.answered_at, 1) for request in requests if not request.acknowledged),
+        transitions=binned((move.at, move.transitions) for move in moves),
+        healed=None if healed is None else round(base, 3),
+        first=None if first is None else round(base + first, 3),
+        last=None if last is None else round(base + last, 3),
+    )
+
+
+# --- the verdict --------------------------------------------------------------------------------
+
+
+def of_the_counts(counted: Count, scenario: Scenario, declared: Objective, rpo: float | None) -> Iterator[Check]:
+    """Judge what was lost, what was done twice, and what did not end."""
+    allowed = 0.0 if scenario.loses_progress else declared.rpo
+    lost = len(counted.lost)
+    yield Check(
+        name="acknowledged and lost",
+        declared="none" if not allowed else f"none older than {allowed:g} s",
+        measured=f"{lost} of {counted.acknowledged}",
+        passed=counted.acknowledged > 0 and (not lost or (allowed > 0 and rpo is not None and rpo <= allowed)),
+    )
+    yield Check(
+        name="work lost" if scenario.loses_progress else "RPO",
+        declared=f"{declared.rpo:g} s",
+        measured="it never ran again" if rpo is None else f"{rpo:.2f} s",
+        passed=rpo is not None and rpo <= declared.rpo,
+    )
+    doubled = counted.doubled
+    yield Check(name="recorded twice", declared="none", measured=str(doubled), passed=not doubled)
+    yield Check(
+        name="completed",
+        declared="all that was accepted",
+        measured="all" if not counted.unfinished else f"{len(counted.unfinished)} were not",
+        passed=not counted.unfinished,
+    )
+
+
+def of_the_time(declared: Objective, rto: float | None, waited: float) -> Check:
+    """Judge how long it took."""
+    return Check(
+        name="RTO",
+        declared=f"{declared.rto:g} s",
+        measured=f"not within {waited:.0f} s" if rto is None else f"{rto:.2f} s",
+        passed=rto is not None and rto <= declared.rto,
+    )

@@ -1,0 +1,131 @@
+"""Watching workflows move, from outside: each new place of each workflow, with the moment at which it was seen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from ...core.errors import DatabaseUnavailable
+from ...persistence import observe
+from ...persistence.database import Database
+from ...persistence.observe import Sight
+
+_LOOK_EVERY: Final = 0.04
+# Rows of transactions that were committed a little later than others of their time are still seen.
+_OVERLAP: Final = timedelta(seconds=2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Move:
+    """A workflow was seen further on than before; ``transitions`` is by how many, ``ended`` that it has no further.
+
+    ``at`` is when it was seen; it happened after the look before, and maybe before ``asked``, when this one began.
+    """
+
+    asked: float
+    at: float
+    workflow_id: str
+    place: tuple[int, int]
+    transitions: int
+    ended: bool = False
+
+
+class Movement:
+    """What was seen so far; times are the monotonic clock, and late by at most two looks."""
+
+    def __init__(self, database: Database, prefix: str) -> None:
+        self._database, self._prefix = database, prefix
+        self._lock = threading.Lock()
+        self._moves: list[Move] = []
+        self._last: dict[str, Sight] = {}
+        self._since: datetime | None = None
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="drill watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and leave the database alone."""
+        self._ending.set()
+        self._thread.join(15)
+
+    def moves(self) -> list[Move]:
+        """Return what was seen, in order."""
+        with self._lock:
+            return list(self._moves)
+
+    def sights(self) -> dict[str, Sight]:
+        """Return where each workflow was last seen."""
+        with self._lock:
+            return dict(self._last)
+
+    def _run(self) -> None:
+        while not self._ending.wait(_LOOK_EVERY):
+            try:
+                self.look()
+            except DatabaseUnavailable:
+                continue  # what happened meanwhile is seen once it answers again
+
+    def look(self) -> None:
+        """Look once.
+
+        Raises:
+            DatabaseUnavailable: there is nothing to be seen.
+
+        """
+        asked = time.monotonic()
+        with self._database.statement() as connection:
+            seen = list(observe.sights(connection, self._prefix, since=self._since))
+        at = time.monotonic()
+        with self._lock:
+            for sight in seen:
+                self._see(sight, asked, at)
+
+    def _see(self, sight: Sight, asked: float, at: float) -> None:
+        before = self._last.get(sight.workflow_id)
+        self._last[sight.workflow_id] = sight
+        moment = sight.updated_at - _OVERLAP
+        self._since = moment if self._since is None else max(self._since, moment)
+        if before is None or before.place != sight.place:
+            made = sight.seq + 1 if before is None else sight.seq - before.seq
+            self._moves.append(
+                Move(
+                    asked=asked,
+                    at=at,
+                    workflow_id=sight.workflow_id,
+                    place=sight.place,
+                    transitions=made,
+                    ended=sight.status == "completed",
+                )
+            )
+
+
+def still_met(moves: list[Move], places: Mapping[str, tuple[int, int]], since: float) -> dict[str, tuple[int, int]]:
+    """Return where the workflows that were at those places really were at ``since``, without those that had ended.
+
+    What a look shows that began before may have happened before.
+    """
+    found = dict(places)
+    for move in moves:
+        if move.workflow_id not in found or move.asked >= since:
+            continue
+        if move.ended:
+            del found[move.workflow_id]
+        else:
+            found[move.workflow_id] = max(found[move.workflow_id], move.place)
+    return found
+
+
+def moved_at(moves: list[Move], places: Mapping[str, tuple[int, int]], since: float) -> dict[str, float]:
+    """Return when each of the workflows that were at those places was first seen further on; those alone that were."""
+    found: dict[str, float] = {}
+    for move in moves:
+        place = places.get(move.workflow_id)
+        if place is None or move.asked < since or move.workflow_id in found:
+            continue
+        if move.place[0] > place[0] or move.place[1] > place[1]:
+            found[move.workflow_id] = move.at
+    return found

@@ -1,0 +1,83 @@
+"""The runbook, made from the scenarios: ``python -m aegis.recovery.drill.runbook >docs/runbook.md``.
+
+Every command on the page is one that the drill of its scenario types: what no longer works fails there.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from .scenario import Command, Scenario
+from .scenarios import SCENARIOS
+
+_HEAD: Final = """\
+One section for each loss on a single instance: how it shows, what to check, what to type, what to expect, and how to
+know that it is over. Every command on this page is typed by the [drill](how-to/drill.md) of its section, and has to
+end as the page says; the page is made from the same table. The times are those of the
+[objectives](reference/objectives.md); the [reports](drills/README.md) of drills have what was seen.
+
+First of all: **nothing that was acknowledged is lost by waiting**. Workflows, events and timers stand in PostgreSQL.
+Do not wipe, do not delete, do not start everything anew at once.
+"""
+_WIDTH: Final = 150
+
+
+def runbook() -> str:
+    """Return the page."""
+    lines = ["# Runbook", "", *(line for text in _HEAD.split("\n\n") for line in _paragraph(text))]
+    lines += [line for scenario in SCENARIOS for line in _section(scenario)]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _section(scenario: Scenario) -> Iterator[str]:
+    yield f"## {scenario.title}"
+    yield ""
+    yield f"`aegis drill {scenario.name}`; objective [`{scenario.objective}`](reference/objectives.md)."
+    yield ""
+    yield from _paragraph(f"**How it shows.** {scenario.shows}")
+    yield from _commands("What to check", scenario.check)
+    yield from _commands("What to type", scenario.heal)
+    if not scenario.heal:
+        yield from _paragraph("**What to type.** Nothing.")
+    if scenario.advice:
+        yield from _paragraph(scenario.advice)
+    yield from _paragraph(f"**What to expect.** {scenario.expect}")
+    yield from _commands("It is over when", scenario.over)
+    yield from _paragraph(f"**The drill.** {scenario.injects}")
+
+
+def _paragraph(text: str) -> Iterator[str]:
+    yield from textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
+    yield ""
+
+
+def _commands(name: str, commands: Sequence[Command]) -> Iterator[str]:
+    if not commands:
+        return
+    yield f"**{name}.**"
+    yield ""
+    yield "```console"
+    width = max(len(str(command)) for command in commands)
+    for command in commands:
+        yield f"$ {command!s:<{width}}  # {command.why}{_ends(command)}"
+    yield "```"
+    yield ""
+
+
+def _ends(command: Command) -> str:
+    """Return how a command ends, where that is not as usual."""
+    if command.runs_on:
+        return "; runs on"
+    return "" if command.expects == (0,) else f"; exit status {_either(command.expects)}"
+
+
+def _either(statuses: Sequence[int]) -> str:
+    *others, last = map(str, statuses)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+if __name__ == "__main__":
+    sys.stdout.write(runbook())

@@ -1,0 +1,316 @@
+"""The system under test: a deployment of its own, on private servers in a temporary folder, and its end.
+
+Its settings are those of the deployment that is rehearsed, with another home. Its processes are
+supervised as `aegis up` does; what is started through the runbook's commands is, too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import psutil
+from celery import Celery
+
+from ...config.keys import new_anchor_key
+from ...config.settings import Settings
+from ...core.anchor import log_name
+from ...core.errors import AegisError, ServerUnavailable
+from ...persistence import watch
+from ...persistence.database import Database
+from ...persistence.durable import DurableWorkflowEngine
+from ...persistence.migrate import upgrade
+from ...persistence.operations import Terms
+from ...persistence.schema import deployment_name
+from ...servers import stack
+from ...servers.supervisor import Service, Supervisor
+from ...tasks.broker import Broker
+from ...tasks.scrub import sources
+from ...workers.factory import make_app
+
+WORKLOAD: Final = "aegis.recovery.drill.workload"
+WORKERS: Final = ("worker-1", "worker-2")
+BEAT: Final = "beat"
+POSTGRESQL: Final = "postgresql"
+VALKEY: Final = "valkey"
+HANDLERS: Final = 2
+_TYPED: Final = "typed-"
+_ALIVE_WITHIN: Final = 60.0
+_LOOK_EVERY: Final = 0.1
+_COMMAND_TIMEOUT: Final = 120.0
+
+Tell = Callable[[str], None]
+
+
+class Sandbox:
+    """One deployment, up; made by ``sandbox``."""
+
+    def __init__(self, root: Path, settings: Settings, tell: Tell) -> None:
+        self.root, self.settings, self.tell = root, settings, tell
+        self.outside = root / "outside"
+        self.outside.mkdir(mode=0o777)
+        self.environment = {**_no_settings(), **environment_of(settings)}
+        self.database = Database(settings.database, pool_size=4)
+        self.app: Celery = make_app(settings)
+        self.supervisor = Supervisor(lambda service, what: tell(f"{service} {what}"))
+        self._services: dict[str, Service] = {}
+        self._typed = 0
+        self.broken: ServerUnavailable | None = None
+        """Why a service does not come up any more, if that is so."""
+        self.hands_off = threading.Lock()
+        """Held while something is broken on purpose: nothing is started again meanwhile."""
+        self._ending = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="drill keeper", daemon=True)
+
+    # --- up and down ------------------------------------------------------------------------
+
+    def bring_up(self) -> None:
+        """Start everything, and wait until the workers live.
+
+        Raises:
+            AegisError: something does not come up.
+
+        """
+        for service in stack.servers(self.settings):
+            self.start(service)
+        upgrade(self.database, deployment=self.settings.deployment)
+        with self.database.statement() as connection:
+            new_anchor_key(self.settings.key_folder, log_name(deployment_name(connection)))
+        logs = self.settings.places.logs
+        for number in range(1, len(WORKERS) + 1):
+            self.start(stack.worker(self.settings, logs, number, HANDLERS))
+        self.start(stack.beat(logs))
+        self.await_workers(len(WORKERS))
+        self._keeper.start()
+
+    def start(self, service: Service) -> None:
+        """Start a service in this deployment's environment."""
+        told = replace(service, environment={**self.environment, **service.environment})
+        self._services[service.name] = told
+        self.supervisor.start(told)
+
+    def start_again(self, name: str) -> None:
+        """Start a service that was taken away."""
+        self.supervisor.start(self._services[name])
+
+    def restore(self) -> None:
+        """Bring back what a drill took away, and end what it typed."""
+        running = self.supervisor.names()
+        for name in running:
+            if name.startswith(_TYPED):
+                self.supervisor.take_away(name)
+        for name in self._services:
+            if name not in running and not name.startswith(_TYPED):
+                self.start_again(name)
+        self.await_workers(len(WORKERS))
+
+    def await_workers(self, count: int) -> None:
+        """Wait until so many workers say that they live.
+
+        Raises:
+            ServerUnavailable: they do not.
+
+        """
+        deadline = time.monotonic() + _ALIVE_WITHIN
+        while time.monotonic() < deadline:
+            with self.database.statement() as connection:
+                if watch.living(connection, self.settings.recovery.heartbeat_timeout) >= count:
+                    return
+            self.supervisor.look()
+            time.sleep(_LOOK_EVERY)
+        log = self.settings.places.logs / "worker-1.log"
+        raise ServerUnavailable("worker", f"not alive after {_ALIVE_WITHIN:g} s", f"see {log}")
+
+    def down(self) -> None:
+        """End every process, and see that none is left."""
+        self._ending.set()
+        if self._keeper.is_alive():
+            self._keeper.join()
+        self.supervisor.stop()
+        for process in self.processes():
+            with suppress(psutil.Error):
+                process.kill()
+        self.database.close()
+
+    def _keep(self) -> None:
+        while not self._ending.wait(_LOOK_EVERY):
+            try:
+                with self.hands_off:
+                    self.supervisor.look()
+            except ServerUnavailable as error:
+                self.broken = error
+                return
+
+    # --- what a drill does with it --------------------------------------------------------------
+
+    def engine(self) -> DurableWorkflowEngine:
+        """Return an engine for a client of this deployment."""
+        grace = timedelta(seconds=self.settings.ring_grace)
+        terms = Terms(actor="app:drill", grace=grace, max_bytes=self.settings.max_bytes)
+        return DurableWorkflowEngine(self.database, Broker(self.app).ring, terms, sources(self.settings))
+
+    def family(self, name: str) -> list[psutil.Process]:
+        """Return a service's process and its children, but not the one that writes a worker's heartbeat."""
+        with suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(self.supervisor.pid(name))
+            return [parent, *(child for child in parent.children(recursive=True) if not is_pulse(child))]
+        return []
+
+    def processes(self) -> list[psutil.Process]:
+        """Return every process of this deployment: those that were told its home, and their children."""
+        found: set[psutil.Process] = set()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("AEGIS_HOME") == str(self.settings.home):
+                    # PostgreSQL's children write their titles over their environment.
+                    found |= {process, *process.children(recursive=True)}
+        return list(found)
+
+    def run(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command as somebody would type it here."""
+        return subprocess.run(
+            program(argv),
+            env={**os.environ, **self.environment},
+            cwd=self.root,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_TIMEOUT,
+            check=False,
+        )
+
+    def leave_running(self, argv: Sequence[str]) -> None:
+        """Start a command that runs on: a worker, or everything."""
+        self._typed += 1
+        name = f"{_TYPED}{self._typed}"
+        self.start(
+            Service(
+                name=name,
+                argv=lambda: program(argv),
+                log=self.settings.places.logs / f"{name}.log",
+                stage=2,
+                grace=60,
+                environment={"PYTHONWARNINGS": "ignore:You're running the worker with superuser privileges"},
+            )
+        )
+
+
+@contextmanager
+def sandbox(given: Settings, tell: Tell, changes: Mapping[str, object], disk: str = "") -> Iterator[Sandbox]:
+    """Give a deployment that is up; in the end nothing of it is left, however that comes.
+
+    ``disk`` is the size of a file system of its own for the database (``192m``), which root alone can have.
+
+    Raises:
+        AegisError: it does not come up.
+
+    """
+    # Not below a private folder: PostgreSQL is not run by root.
+    root = Path(tempfile.mkdtemp(prefix="aegis-drill-"))
+    root.chmod(0o755)
+    settings = own(given, root / "home", changes)
+    try:
+        with _disk(settings.places.postgres, disk):
+            made = Sandbox(root, settings, tell)
+            try:
+                made.bring_up()
+                yield made
+            finally:
+                made.down()
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def own(given: Settings, home: Path, changes: Mapping[str, object]) -> Settings:
+    """Return the settings of a deployment that is patient in the same way, and has nothing to do with the given one."""
+    apart: dict[str, object] = {
+        "home": home,
+        "workflows": (WORKLOAD,),
+        "deployment": "aegis.example/drill",
+        "broker_prefix": "aegis:",
+        "log_level": "warning",
+        "stop_grace": 3.0,
+    }
+    for name in ("database_url", "broker_url", "keys", "trusted_keys", "anchors", "timestamp_url"):
+        apart[name] = Settings.model_fields[name].default
+    # Nothing that was committed may be gone on purpose when it is counted.
+    for name in ("prune_keep", "prune_after", "purge_after"):
+        apart[name] = 0
+    return given.model_copy(update={**apart, **changes})
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Return the variables that give these very settings."""
+    told = {}
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        if value != field.default:
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            told[f"AEGIS_{name.upper()}"] = text
+    return told
+
+
+def _no_settings() -> dict[str, str]:
+    """Return what hides this process's own settings: an empty variable is as good as none."""
+    return {name: "" for name in os.environ if name.startswith("AEGIS_") and not name.startswith("AEGIS_TEST_")}
+
+
+def program(argv: Sequence[str]) -> list[str]:
+    """Return a command as it can be run: with the `aegis` of this very installation."""
+    if argv[0] != "aegis":
+        return list(argv)
+    beside = Path(sys.executable).with_name("aegis")
+    if beside.exists():
+        return [str(beside), *argv[1:]]
+    return [sys.executable, "-c", "from aegis.cli.main import main; main()", *argv[1:]]
+
+
+def is_pulse(process: psutil.Process) -> bool:
+    """Whether a process writes a worker's heartbeat."""
+    try:
+        return "aegis.workers.pulse" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+@contextmanager
+def _disk(place: Path, size: str) -> Iterator[None]:
+    if not size:
+        yield
+        return
+    place.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "aegis-drill", str(place)],  # noqa: S607 - root's own
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        raise ServerUnavailable("a small disk", f"mount: {mounted.stderr.strip()}", "run the drill as root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=False)  # noqa: S607 - likewise
+
+
+def unless_broken(box: Sandbox) -> None:
+    """Go on only while everything that is supervised can be started.
+
+    Raises:
+        AegisError: something does not come up any more.
+
+    """
+    if box.broken is not None:
+        error: AegisError = box.broken
+        raise error

@@ -1,0 +1,68 @@
+"""What a scenario is: what is broken, what is declared for it, and what its page of the runbook says and types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from .faults import Fault, Scene
+
+WORKFLOW: Final = "ID"
+"""Stands in a command for the workflow that was met."""
+FILE: Final = "FILE"
+"""Stands in a command for the file that is in the way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Something to type; the drill types it, too.
+
+    It has to end with one of ``expects``, and to print ``says``. One that ``runs_on`` does not end.
+    """
+
+    argv: Sequence[str]
+    why: str
+    expects: tuple[int, ...] = (0,)
+    says: str = ""
+    runs_on: bool = False
+
+    def __str__(self) -> str:
+        """Return the line that is typed."""
+        return " ".join(self.argv)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """One loss, and the way out of it."""
+
+    name: str
+    title: str
+    objective: str
+    fault: Callable[[Scene], Fault]
+    injects: str
+    """What the drill does."""
+    shows: str
+    """How it shows, to whoever has to do with it."""
+    check: Sequence[Command]
+    heal: Sequence[Command]
+    expect: str
+    """What happens then, and how long it takes."""
+    over: Sequence[Command]
+    """How to know that it is over."""
+    advice: str = ""
+    """What to do that is not typed here."""
+    from_healing: bool = False
+    """The time counts from the healing commands on: how long it takes until somebody types them is not ours."""
+    loses_progress: bool = False
+    """The RPO is of work inside a handler; of what was acknowledged nothing may be lost in any case."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Settings that make it possible to see within a minute what is declared for longer."""
+    scale: float = 1.0
+    """What these settings make of the objective's RPO."""
+    disk: str = ""
+    """The size of a file system for the database alone."""
+    spends: bool = False
+    """The sandbox is no good for another drill."""
+    skipped: Callable[[], str] = lambda: ""
+    """Why it cannot be run here; empty if it can."""

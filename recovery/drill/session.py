@@ -1,0 +1,107 @@
+"""Several drills in a row: each on a sandbox that fits, which is used again where that is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Self
+
+from ...config.settings import Settings
+from ...core.objective import Objective
+from .drill import Drill, Terms
+from .report import Outcome, Report, machine, now, telling, versions
+from .sandbox import Sandbox, sandbox
+from .scenario import Scenario
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A scenario that cannot be run here, and why."""
+
+    scenario: str
+    reason: str
+
+
+class Session:
+    """Holds the sandbox of the moment; to be used as a context, at whose end nothing is left of it."""
+
+    def __init__(self, given: Settings, terms: Terms, tell: Callable[[str], None]) -> None:
+        self._given, self._terms, self._tell = given, terms, tell
+        self._stack = ExitStack()
+        self._box: Sandbox | None = None
+        self._fits: tuple[object, ...] = ()
+
+    def __enter__(self) -> Self:
+        """Begin without a sandbox."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind."""
+        self._drop()
+
+    def run(self, scenarios: Sequence[Scenario], repeat: int) -> Iterator[Report | Skipped]:
+        """Run scenarios one after the other, each so many times; give each report as it is ready.
+
+        Raises:
+            AegisError: one could not be carried out.
+
+        """
+        for scenario in scenarios:
+            reason = scenario.skipped()
+            if reason:
+                yield Skipped(scenario=scenario.name, reason=reason)
+            else:
+                yield self._report(scenario, repeat)
+
+    def _report(self, scenario: Scenario, repeat: int) -> Report:
+        started_at = now()
+        (declared,) = (each for each in self._given.declared if each.name == scenario.objective)
+        host, outcomes, told = machine(), list[Outcome](), dict[str, str]()
+        for number in range(1, repeat + 1):
+            box = self._sandbox(scenario)
+            told = told or versions(box.settings)
+            self._tell(f"{scenario.name}: {number} of {repeat}")
+            outcomes.append(Drill(box, scenario, declared, self._terms, number).run())
+            if scenario.spends or not outcomes[-1].passed:
+                self._drop()
+            else:
+                box.restore()
+        settings = telling(self._given.model_copy(update=dict(scenario.settings)))
+        return Report(
+            scenario=scenario.name,
+            title=scenario.title,
+            injects=scenario.injects,
+            objective=_scaled(declared, scenario),
+            seed=self._terms.seed,
+            load=self._terms.load,
+            started_at=started_at,
+            finished_at=now(),
+            machine=host,
+            versions=told,
+            settings=settings,
+            outcomes=tuple(outcomes),
+        )
+
+    def _sandbox(self, scenario: Scenario) -> Sandbox:
+        fits = (tuple(sorted(scenario.settings.items())), scenario.disk)
+        if self._box is None or self._fits != fits:
+            self._drop()
+            self._tell("making a sandbox")
+            self._box = self._stack.enter_context(sandbox(self._given, self._tell, scenario.settings, scenario.disk))
+            self._fits = fits
+        return self._box
+
+    def _drop(self) -> None:
+        self._box = None
+        self._stack.close()
+
+
+def _scaled(declared: Objective, scenario: Scenario) -> Objective:
+    return Objective(
+        name=declared.name,
+        lost=declared.lost,
+        rpo=declared.rpo * scenario.scale,
+        rto=declared.rto,
+        counts=declared.counts,
+    )

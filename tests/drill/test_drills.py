@@ -1,0 +1,218 @@
+"""Drills for real, on sandboxes: the quick ones pass, and what is not as it should be fails."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from command_line import CommandLine
+from local_engine import eventually
+
+from aegis.config.keys import new_anchor_key
+from aegis.config.settings import Settings, read
+from aegis.recovery.drill import faults
+from aegis.recovery.drill.drill import Terms
+from aegis.recovery.drill.faults import Fault, Scene
+from aegis.recovery.drill.report import Report
+from aegis.recovery.drill.sandbox import environment_of, own
+from aegis.recovery.drill.scenario import Scenario
+from aegis.recovery.drill.scenarios import BY_NAME, QUICK
+from aegis.recovery.drill.session import Session, Skipped
+
+pytestmark = pytest.mark.faults
+
+# The times of a machine that others work on, too: what it must not lose, nor do twice, is the same on any.
+PATIENT = {"AEGIS_OBJECTIVES": "process=0/60,broker=0/60,database=0/60,tampering=0/60"}
+
+
+def sandboxes() -> list[psutil.Process]:
+    """The processes of sandboxes that are there, some seconds after a drill."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "/aegis-drill-" in process.environ().get("AEGIS_HOME", ""):
+                found.append(process)
+    return psutil.wait_procs(found, 10)[1]
+
+
+def folders(temporary: Path) -> list[Path]:
+    return list(temporary.glob("aegis-drill-*"))
+
+
+def test_the_quick_drills_pass_and_leave_nothing_but_their_reports(home: Path) -> None:
+    new_anchor_key(home / "keys", "aegis.example/drill")
+    (home / "tmp").mkdir(mode=0o755)
+    aegis = CommandLine({"AEGIS_HOME": str(home), "TMPDIR": str(home / "tmp"), **PATIENT}, home)
+    process = aegis.begin("drill", "quick", "--json", "--seed", "7", "--report", str(home / "reports"))
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stdout + stderr
+    reports = {each["scenario"]: each for each in json.loads(stdout)["reports"]}
+    assert tuple(reports) == QUICK
+    for name, report in reports.items():
+        assert report["verdict"] == "PASS"
+        assert report["measured"]["lost"] == 0
+        (outcome,) = report["outcomes"]
+        assert outcome["acknowledged"] >= 30, "there was a load worth the name"
+        assert outcome["met"] > 0 or name == "tampering"
+        assert 0 < outcome["rto"] <= report["objective"]["rto"]
+        typed = [ran["command"] for ran in outcome["commands"]]
+        page = BY_NAME[name]
+        assert typed == [str(command) for command in (*page.check, *page.heal, *page.over)]
+        assert aegis("drill", "verify", str(home / "reports" / f"{name}.json")).status == 0
+    assert folders(home / "tmp") == []
+    assert sorted(path.name for path in home.iterdir()) == ["drills", "keys", "reports", "tmp"]
+    health = json.loads(aegis("health", "--json").stdout)
+    (line,) = [check for check in health["checks"] if check["name"] == "drills"]
+    assert line["state"] == "ok"
+    assert "tampering" in line["says"]
+
+
+# --- a drill that can fail -----------------------------------------------------------------
+
+
+def without_beat(scene: Scene) -> Fault:
+    """The broker wiped, and nobody there who sweeps: nothing can be rung again."""
+    with scene.box.hands_off:
+        scene.box.supervisor.take_away("beat")
+    return faults.wipe_broker(scene)
+
+
+def behind_its_back(scene: Scene) -> Fault:
+    """A worker killed; and a workflow, of which a client was told that it is accepted, is made never to have been."""
+    done = next(each for each in scene.movement.sights().values() if each.status == "completed")
+    with scene.box.database.transaction() as session:
+        connection = session.connection()
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        for table in ("aegis_workflow", "aegis_transition", "aegis_checkpoint", "aegis_payload", "aegis_event"):
+            column = "id" if table == "aegis_workflow" else "workflow_id"
+            connection.exec_driver_sql(f"DELETE FROM {table} WHERE {column} = %(id)s", {"id": done.workflow_id})  # noqa: S608
+    return faults.kill_worker(scene)
+
+
+def names_another(scene: Scene) -> Fault:
+    """Two transitions edited, of which the drill was told one."""
+    fault = faults.tamper(scene)
+    other = next(
+        each
+        for each in scene.movement.sights().values()
+        if each.status == "completed" and each.workflow_id != fault.victim
+    )
+    faults._edit(scene, other.workflow_id, 1, "user:mallory")
+    return fault
+
+
+def run_one(home: Path, scenario: Scenario, patience: float | None = None, **variables: str) -> Report:
+    settings = read({"AEGIS_HOME": str(home), **variables})
+    with Session(settings, Terms(load=8, seed=3, patience=patience), print) as session:
+        (report,) = session.run([scenario], 1)
+    assert isinstance(report, Report)
+    return report
+
+
+def missed(report: Report) -> set[str]:
+    return {check.name for outcome in report.outcomes for check in outcome.checks if not check.passed}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "fault", "misses", "lost"),
+    [
+        # Recovery switched off: what waited for its bell never moves again.
+        ("broker-wiped", without_beat, {"RTO", "completed"}, 0),
+        # A ledger entry that is not in the database.
+        ("worker", behind_its_back, {"acknowledged and lost", "RPO", "invariants", "chains and anchors"}, 1),
+        ("tampering", names_another, {"named", "invariants", "chains and anchors", "runbook"}, 0),
+    ],
+)
+def test_a_drill_fails_where_recovery_does(
+    home: Path, scenario: str, fault: Callable[[Scene], Fault], misses: set[str], lost: int
+) -> None:
+    report = run_one(home, replace(BY_NAME[scenario], fault=fault), patience=6)
+    assert not report.passed
+    assert misses <= missed(report)
+    assert report.outcomes[0].lost == lost
+    assert (report.rpo or 0) > 0 or not lost
+    assert sandboxes() == []
+
+
+def test_an_objective_that_nothing_can_reach_is_missed(home: Path) -> None:
+    (home / "tmp").mkdir(mode=0o755)
+    aegis = CommandLine(
+        {"AEGIS_HOME": str(home), "TMPDIR": str(home / "tmp"), "AEGIS_OBJECTIVES": "broker=0/0.001"}, home
+    )
+    process = aegis.begin("drill", "broker-wiped")
+    stdout, stderr = process.communicate(timeout=180)
+    assert process.returncode == 1, stdout + stderr
+    assert "broker-wiped  FAIL" in stdout
+    assert "broker-wiped, run 1: RTO: " in stdout
+    assert "declared 0.001 s" in stdout
+    assert "the reports are not sealed: there is no key" in stderr
+    assert "broker-wiped took " in aegis("health").stdout
+
+
+# --- ends ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_a_drill_ends_its_processes(home: Path, number: signal.Signals) -> None:
+    (home / "tmp").mkdir(mode=0o755)
+    aegis = CommandLine({"AEGIS_HOME": str(home), "TMPDIR": str(home / "tmp")}, home)
+    process = aegis.begin("drill", "worker")
+
+    def is_up() -> bool:
+        return any("aegis.workers.pulse" in " ".join(each) for each in _command_lines(home))
+
+    eventually("a worker of the sandbox lives", is_up)
+    time.sleep(0.5)  # somewhere in its course, not at a certain place
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (130 if number != signal.SIGKILL else -9)
+    assert sandboxes() == []
+    assert number == signal.SIGKILL or folders(home / "tmp") == []
+    assert not (home / "drills").exists()
+
+
+def _command_lines(home: Path) -> list[list[str]]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("AEGIS_HOME", "").startswith(str(home / "tmp")):
+                found.append(process.cmdline())
+    return found
+
+
+# --- the sandbox -----------------------------------------------------------------------------
+
+
+def test_a_sandbox_has_the_patience_of_its_deployment_and_nothing_else_of_it(tmp_path: Path) -> None:
+    given = read(
+        {
+            "AEGIS_DATABASE_URL": "postgresql://production/aegis",
+            "AEGIS_BROKER_URL": "redis://production",
+            "AEGIS_HEARTBEAT_TIMEOUT": "30",
+            "AEGIS_SWEEP_INTERVAL": "2",
+            "AEGIS_KEYS": "/etc/aegis/keys",
+            "AEGIS_ANCHORS": "s3://bucket/prefix",
+            "AEGIS_PURGE_AFTER": "1",
+            "AEGIS_WORKFLOWS": "shop.workflows",
+        }
+    )
+    made = own(given, tmp_path, {"checkpoint_interval": 5.0})
+    assert made.embedded
+    assert (made.heartbeat_timeout, made.sweep_interval, made.checkpoint_interval) == (30, 2, 5)
+    assert made.key_folder.is_relative_to(tmp_path)
+    assert all(place.startswith(str(tmp_path)) for place in made.anchor_places)
+    assert (made.purge_after, made.workflows) == (0, ("aegis.recovery.drill.workload",))
+    assert read(environment_of(made)) == made, "its processes are told the very same"
+
+
+def test_what_cannot_be_run_here_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    scenario = replace(BY_NAME["disk-full"], skipped=lambda: "it needs root")
+    with Session(Settings(home=tmp_path), Terms(load=8, seed=1), print) as session:
+        assert list(session.run([scenario], 1)) == [Skipped(scenario="disk-full", reason="it needs root")]
