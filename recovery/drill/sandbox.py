@@ -46,6 +46,11 @@ POSTGRESQL: Final = "postgresql"
 VALKEY: Final = "valkey"
 HANDLERS: Final = 2
 _TYPED: Final = "typed-"
+# What a sandbox has of the deployment that is rehearsed; of the rest - servers, keys, anchors, backups - nothing.
+_ALIKE: Final = (
+    *("heartbeat_interval", "heartbeat_timeout", "sweep_interval", "ring_grace", "checkpoint_interval"),
+    *("queue", "max_bytes", "anchor_interval", "anchor_every", "scrub_within", "postgres_bin", "valkey_bin"),
+)
 _ALIVE_WITHIN: Final = 60.0
 _LOOK_EVERY: Final = 0.1
 _COMMAND_TIMEOUT: Final = 120.0
@@ -234,20 +239,15 @@ def sandbox(given: Settings, tell: Tell, changes: Mapping[str, object], disk: st
 
 def own(given: Settings, home: Path, changes: Mapping[str, object]) -> Settings:
     """Return the settings of a deployment that is patient in the same way, and has nothing to do with the given one."""
-    apart: dict[str, object] = {
+    alike = {name: getattr(given, name) for name in _ALIKE}
+    apart = {
         "home": home,
         "workflows": (WORKLOAD,),
         "deployment": "aegis.example/drill",
-        "broker_prefix": "aegis:",
         "log_level": "warning",
         "stop_grace": 3.0,
     }
-    for name in ("database_url", "broker_url", "keys", "trusted_keys", "anchors", "timestamp_url"):
-        apart[name] = Settings.model_fields[name].default
-    # Nothing that was committed may be gone on purpose when it is counted.
-    for name in ("prune_keep", "prune_after", "purge_after"):
-        apart[name] = 0
-    return given.model_copy(update={**apart, **changes})
+    return Settings.model_validate({**alike, **apart, **changes})
 
 
 def environment_of(settings: Settings) -> dict[str, str]:

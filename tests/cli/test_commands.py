@@ -27,7 +27,7 @@ LINK = {
     *("workflow_id", "seq", "event", "from_state", "to_state", "actor", "attempt", "at", "hash", "prev", "payload"),
 }
 CHECKS = ["database", "schema", "workers", "beat", "backlog", "due", "RPO now", "failures", "chains"]
-CHECKS += ["append-only", "mac", "broker", "anchors", "drills"]
+CHECKS += ["append-only", "mac", "broker", "anchors", "backup", "drills"]
 
 
 def start(aegis: CommandLine, type_name: str, workflow_id: str, data: str = "{}") -> None:
@@ -614,9 +614,9 @@ def test_health_is_0_where_everything_works_and_1_where_nobody_works(
     plain, as_json = aegis.both("health")
     assert (plain.status, as_json.status) == (0, 0)
     assert plain.stdout.splitlines()[-1] == "AEGIS is warning"
-    # No keys, no drills, and a user that owns the tables: that is said, and for a person to decide.
+    # No keys, no backups, no drills, and a user that owns the tables: that is said, and for a person to decide.
     warned = {check["name"] for check in as_json.document()["checks"] if check["state"] != "ok"}
-    assert warned == {"append-only", "mac", "anchors", "drills"}
+    assert warned == {"append-only", "mac", "anchors", "backup", "drills"}
 
 
 @pytest.mark.parametrize(

@@ -402,11 +402,11 @@ def test_the_figures_tell_of_a_broken_chain_among_the_newest(engine: DurableWork
 # --- health ---------------------------------------------------------------------------------
 
 LINES = ["database", "schema", "workers", "beat", "backlog", "due", "RPO now", "failures", "chains"]
-LINES += ["append-only", "mac", "broker", "anchors", "drills"]
+LINES += ["append-only", "mac", "broker", "anchors", "backup", "drills"]
 
 
-# The tests' own user is a superuser, and could switch the triggers off; and nothing was ever drilled here.
-OWNER = {"append-only": State.WARNING, "drills": State.WARNING}
+# The tests' own user is a superuser, and could switch the triggers off; nothing was backed up, or drilled, here.
+OWNER = {"append-only": State.WARNING, "backup": State.WARNING, "drills": State.WARNING}
 
 
 @pytest.fixture
@@ -571,6 +571,7 @@ def test_every_line_about_rows_can_go_wrong() -> None:
         "append-only",
         "mac",
         "anchors",
+        "backup",
         "drills",
     }
 
@@ -593,7 +594,7 @@ def test_health_does_not_take_what_it_cannot_read_for_a_database_that_does_not_a
 def test_health_without_a_schema(postgres: PrivatePostgres, broker: PrivateBroker) -> None:
     with postgres.database() as url:
         found = lines(read({"AEGIS_DATABASE_URL": url, "AEGIS_BROKER_URL": broker.url}))
-    assert list(found) == ["database", "schema", "broker", "anchors", "drills"]
+    assert list(found) == ["database", "schema", "broker", "anchors", "backup", "drills"]
     assert (found["database"].state, found["broker"].state) == (State.OK, State.OK)
     assert (found["schema"].state, found["schema"].remedy) == (State.DOWN, "run `aegis db upgrade`")
     assert found["schema"].says == f"missing, this AEGIS needs {schema.wanted()}"
@@ -602,7 +603,7 @@ def test_health_without_a_schema(postgres: PrivatePostgres, broker: PrivateBroke
 def test_health_with_the_schema_of_another_version(database: Database, settings: Settings) -> None:
     sql(database, "UPDATE aegis_schema SET version_num = '0000'")
     found = lines(settings)
-    assert list(found) == ["database", "schema", "broker", "anchors", "drills"]
+    assert list(found) == ["database", "schema", "broker", "anchors", "backup", "drills"]
     assert (found["schema"].state, found["schema"].says) == (
         State.DOWN,
         f"at 0000, this AEGIS needs {schema.wanted()}",
@@ -612,7 +613,7 @@ def test_health_with_the_schema_of_another_version(database: Database, settings:
 def test_health_without_a_database(tmp_path: Path, broker: PrivateBroker) -> None:
     url = f"postgresql://aegis:secret@/aegis?host={tmp_path}"
     found = lines(read({"AEGIS_DATABASE_URL": url, "AEGIS_BROKER_URL": broker.url}))
-    assert list(found) == ["database", "broker", "anchors", "drills"]
+    assert list(found) == ["database", "broker", "anchors", "backup", "drills"]
     assert found["database"].state is State.DOWN
     assert "AEGIS_DATABASE_URL" in found["database"].remedy
     assert "secret" not in found["database"].says + found["database"].remedy
@@ -626,7 +627,7 @@ def test_health_with_a_database_that_is_too_busy_to_tell(database: Database, set
         session.connection().exec_driver_sql("LOCK TABLE aegis_workflow IN ACCESS EXCLUSIVE MODE")
         held.set()
         found = lines(settings)
-    assert list(found) == ["database", "schema", "figures", "broker", "anchors", "drills"]
+    assert list(found) == ["database", "schema", "figures", "broker", "anchors", "backup", "drills"]
     assert found["database"].state is State.OK
     assert found["figures"].state is State.DEGRADED
     assert "not read within" in found["figures"].says
@@ -653,6 +654,7 @@ def test_health_without_anything(tmp_path: Path) -> None:
         "database": State.DOWN,
         "broker": State.DEGRADED,
         "anchors": State.WARNING,
+        "backup": State.WARNING,
         "drills": State.WARNING,
     }
 
