@@ -27,10 +27,10 @@ from .chain import (
     checkpoint_commitment,
     genesis,
     payload_commitment,
-    timestamp,
     transition_hash,
 )
 from .finding import Code, Finding
+from .seal import flaw, inside_hash, required_from
 from .tally import Tally
 
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
@@ -69,6 +69,8 @@ class StoredCheckpoint(NamedTuple):
     body: bytes
     salt: bytes
     commitment: bytes
+    mac: bytes | None = None
+    mac_key: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,8 +112,7 @@ class Evidence:
     @property
     def mac_required_from(self) -> str | None:
         """From when on every transition has to carry a code, as an envelope would write it."""
-        moments = [key.required_from for key in self.mac_keys.values()]
-        return timestamp(min(moments)) if moments else None
+        return required_from(self.mac_keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +145,7 @@ class Audit:
         self._missing_checkpoints: list[tuple[int, str | None]] = []
         self._erased_through = -1
         self._status: str | None = None
+        self._last_at = ""
         self._version: int | None = None
         """Of its class, as the last upgrade says."""
         self._foreign: tuple[str, str] | None = None
@@ -168,7 +170,7 @@ class Audit:
             self._mac(row)
         if self._evidence.anchored is not None or leaf is not None:
             self._anchored(row, leaf)
-        self._prev = row.hash
+        self._prev, self._last_at = row.hash, row.at
         self._expected_seq = row.seq + 1
 
     def _fits(self, row: StoredTransition, checkpoint: StoredCheckpoint | None) -> bool:
@@ -336,6 +338,14 @@ class Audit:
         elif row.mac != key.code(row.hash):
             self._found(row.seq, Code.MAC_INVALID, f"the code of the key {row.mac_key!r}", row.mac.hex())
 
+    def _inside_mac(self, stored: StoredCheckpoint, *, listed: bool) -> None:
+        """Check the code of a checkpoint inside a handler: until a transition lists it, nothing else vouches for it."""
+        hash_ = inside_hash(self.workflow_id, stored.seq, stored.number, stored.commitment)
+        last = stored.seq == self._expected_seq - 1
+        needed = not listed and last and self._mac_from is not None and self._last_at >= self._mac_from
+        if (wrong := flaw(stored.mac, stored.mac_key, hash_, self._evidence.mac_keys, needed=needed)) is not None:
+            self._found(stored.seq, Code.MAC_INVALID, *wrong)
+
     def _anchored(self, row: StoredTransition, leaf: Leaf | None) -> None:
         anchored = self._evidence.anchored
         if leaf is not None and leaf.hash != row.hash:
@@ -403,7 +413,10 @@ class Audit:
                 # The next transition lists it, if it is there already, and can be read.
                 following = stored.seq + 1
                 read = following < self._expected_seq and not any(following in span for span in self._unread)
-                if read and stored.commitment.hex() not in self._progress.get(stored.seq, ()):
+                listed = stored.commitment.hex() in self._progress.get(stored.seq, ())
+                if self._evidence.mac_keys:
+                    self._inside_mac(stored, listed=listed)
+                if read and not listed:
                     problem = "listed by the next transition"
                     self._found(stored.seq, Code.CHECKPOINT_MISMATCH, problem, "not listed")
                 self._body(stored)

@@ -98,6 +98,8 @@ class Page:
                     body=bytes(row.body or b""),
                     salt=bytes(row.salt or b""),
                     commitment=bytes(row.commitment or b""),
+                    mac=None if row.mac is None else bytes(row.mac),
+                    mac_key=row.mac_key,
                 )
             )
         for row in connection.execute(_more_payloads(span)):
@@ -119,7 +121,7 @@ def _is_in(span: Span) -> Select[Any]:
 def _more_checkpoints(span: Span) -> Select[Any]:
     own = select(1).where(_T.workflow_id == _C.workflow_id, _T.seq == _C.seq).exists()
     return (
-        select(_C.workflow_id, _C.seq, _C.number, _C.body, _C.salt, _C.commitment)
+        select(_C.workflow_id, _C.seq, _C.number, _C.body, _C.salt, _C.commitment, _C.mac, _C.mac_key)
         .where(span.holds(_C.workflow_id), or_(_C.number != 0, ~own))
         .order_by(_C.workflow_id, _C.seq, _C.number)
     )

@@ -314,7 +314,7 @@ class DurableWorkflowEngine:
 
     def checkpoint(self, id: str) -> Checkpoint | None:  # noqa: A002
         """Keep one more checkpoint; None means that a running handler was asked for it."""
-        return self._write(lambda session: operations.checkpoint(session, id))
+        return self._write(lambda session: operations.checkpoint(session, id, self._terms))
 
     def resolve_effect(
         self,

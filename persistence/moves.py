@@ -23,6 +23,7 @@ from ..core.chain import (
     timestamp,
 )
 from ..core.machine import Definition, Edge, WaitingEvent
+from ..core.seal import inside_hash
 from ..core.starting import Attribute, Conditions
 from .records import Following, Move, Moved, Position, Snapshot
 
@@ -283,22 +284,29 @@ def bell_after(move: Move, moved: Moved) -> Bell:
     return Bell(workflow_id=moved.workflow_id, seq=moved.seq, queue=moved.queue, label=label, priority=move.priority)
 
 
-def snapshot_of(position: Position, data: Mapping[str, Any], number: int, *, max_bytes: int) -> Snapshot:
-    """Return a checkpoint of data that a handler has changed, with its commitment.
+def snapshot_of(
+    position: Position, data: Mapping[str, Any], number: int, *, max_bytes: int, mac_key: MacKey | None = None
+) -> Snapshot:
+    """Return a checkpoint of data that a handler has changed, with its commitment, and its code where there is a key.
 
     Raises:
         NotCanonical: the data is outside the domain, or larger than ``max_bytes``.
 
     """
     body = checkpoint_body(position.workflow_id, position.seq, dict(data), max_bytes=max_bytes)
-    return _salted(body, number)
+    return _salted(position, body, number, mac_key)
 
 
-def copy_of(snapshot: Snapshot) -> Snapshot:
+def copy_of(position: Position, snapshot: Snapshot, mac_key: MacKey | None = None) -> Snapshot:
     """Return the next checkpoint of the same data, under a salt of its own."""
-    return _salted(snapshot.body, snapshot.number + 1)
+    return _salted(position, snapshot.body, snapshot.number + 1, mac_key)
 
 
-def _salted(body: bytes, number: int) -> Snapshot:
+def _salted(position: Position, body: bytes, number: int, mac_key: MacKey | None) -> Snapshot:
     salt = os.urandom(SALT_BYTES)
-    return Snapshot(body=body, number=number, salt=salt, commitment=checkpoint_commitment(salt, body))
+    commitment = checkpoint_commitment(salt, body)
+    made = Snapshot(body=body, number=number, salt=salt, commitment=commitment)
+    if mac_key is None:
+        return made
+    hash_ = inside_hash(position.workflow_id, position.seq, number, commitment)
+    return replace(made, mac=mac_key.code(hash_), mac_key=mac_key.id)

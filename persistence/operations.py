@@ -21,7 +21,7 @@ from ..core.errors import DeadlineExceeded, HistoryBroken, InvalidData, InvalidN
 from ..core.names import check_name
 from ..core.recovery import is_overdue
 from ..core.starting import Moment, check_moment, moment_of
-from . import effects, moves, sql
+from . import effects, moves, seal, sql
 from .database import in_transaction
 from .history import not_found
 from .models import CheckpointRow, WorkflowRow
@@ -45,6 +45,13 @@ class Terms:
     grace: timedelta
     max_bytes: int
     mac_key: MacKey | None = None
+    mac_keys: tuple[MacKey, ...] = ()
+    """All that are known here; what was made before the newest carries the code of an older one."""
+
+    @property
+    def known_keys(self) -> tuple[MacKey, ...]:
+        """Every key that codes can be verified with."""
+        return self.mac_keys or (() if self.mac_key is None else (self.mac_key,))
 
 
 # --- pause, resume, retry, cancel ---------------------------------------------------------
@@ -163,7 +170,7 @@ def _intervene(
     move = moves.intervene(
         position,
         event,
-        newest(session, position).data,
+        newest(session, position, terms.known_keys).data,
         status=status,
         payload={**({"reason": reason} if reason else {}), **said},
         progress=progress_of(connection, position.workflow_id, position.seq),
@@ -205,7 +212,7 @@ def check_reason(reason: str) -> None:
 # --- checkpoints, and ringing in bulk -----------------------------------------------------
 
 
-def checkpoint(session: Session, workflow_id: str) -> Checkpoint | None:
+def checkpoint(session: Session, workflow_id: str, terms: Terms) -> Checkpoint | None:
     """Keep one more checkpoint of a workflow's data; where a handler runs, ask it for one (None).
 
     Raises:
@@ -217,7 +224,7 @@ def checkpoint(session: Session, workflow_id: str) -> Checkpoint | None:
         asked = update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(checkpoint_asked_at=now)
         session.execute(asked)
         return None
-    made = moves.copy_of(newest(session, position))
+    made = moves.copy_of(position, newest(session, position, terms.known_keys), terms.mac_key)
     session.execute(
         insert(CheckpointRow).values(
             workflow_id=workflow_id,
@@ -227,6 +234,8 @@ def checkpoint(session: Session, workflow_id: str) -> Checkpoint | None:
             body=made.body,
             salt=made.salt,
             commitment=made.commitment,
+            mac=made.mac,
+            mac_key=made.mac_key,
             at=now,
         )
     )
@@ -319,8 +328,8 @@ def lock_all(session: Session, workflow_ids: Collection[str]) -> None:
     )
 
 
-def newest(session: Session, position: Position) -> Snapshot:
-    """Return the newest checkpoint of a workflow.
+def newest(session: Session, position: Position, keys: Sequence[MacKey] = ()) -> Snapshot:
+    """Return the newest checkpoint of a workflow; with ``keys``, one inside a handler has to carry its code.
 
     Raises:
         HistoryBroken: it is not the one that was committed; nothing may be built on it.
@@ -331,6 +340,7 @@ def newest(session: Session, position: Position) -> Snapshot:
         found is None
         or found.number != position.checkpoint_number
         or checkpoint_commitment(found.salt, found.body) != found.commitment
+        or not seal.is_vouched_for(session.connection(), position, found, keys)
     ):
         problem = "its checkpoint is not the one that was committed; `aegis verify` tells more"
         raise HistoryBroken(position.workflow_id, position.seq, problem)

@@ -84,6 +84,9 @@ class Snapshot:
     number: int
     salt: bytes
     commitment: bytes
+    mac: bytes | None = None
+    """Of one that is made inside a handler: its code, where there is a key."""
+    mac_key: str | None = None
 
     @property
     def data(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     CursorResult,
+    LargeBinary,
     Text,
     Update,
     cast,
@@ -302,6 +303,8 @@ def save_progress(connection: Connection, position: Position, snapshot: Snapshot
         "body": literal(snapshot.body),
         "salt": literal(snapshot.salt),
         "commitment": literal(snapshot.commitment),
+        "mac": literal(snapshot.mac, LargeBinary),
+        "mac_key": literal(snapshot.mac_key, Text),
         "at": sql.now(),
     }
     written = sql.upsert(CheckpointRow).from_select(list(columns), select(*columns.values()))
@@ -328,6 +331,8 @@ def _save_plainly(connection: Connection, position: Position, snapshot: Snapshot
             body=snapshot.body,
             salt=snapshot.salt,
             commitment=snapshot.commitment,
+            mac=snapshot.mac,
+            mac_key=snapshot.mac_key,
             at=sql.now(),
         )
         again = written.on_conflict_do_update(

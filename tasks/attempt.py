@@ -30,7 +30,7 @@ from ..core.machine import Edge, Pending, WaitingEvent
 from ..core.recovery import is_overdue
 from ..core.retry import RetryAfter
 from ..core.workflow import Workflow, handle, read_data, read_payload, registry, snapshot, state_of
-from ..persistence import approvals, effects, inbox, moves, operations, repository
+from ..persistence import approvals, effects, inbox, moves, operations, repository, seal
 from ..persistence.database import (
     Session,
     in_one_transaction,
@@ -407,7 +407,15 @@ class Attempt:
             return False
         self.snapshot = kept
         self._choice = Choice(self.bench, self.claim, self.workflow, kept)
-        return checkpoint_commitment(kept.salt, kept.body) == kept.commitment
+        if checkpoint_commitment(kept.salt, kept.body) != kept.commitment:
+            return False
+        return not kept.number or self.bench.patiently(self._is_vouched_for)
+
+    def _is_vouched_for(self) -> bool:
+        if not self.bench.mac_keys:
+            return True
+        with self.bench.database.statement() as connection:
+            return seal.is_vouched_for(connection, self.position, self.snapshot, self.bench.mac_keys)
 
     def _newest_snapshot(self) -> Snapshot | None:
         with self.bench.database.statement() as connection:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Final, TypeVar
 
-from ..config.keys import active_mac_key
+from ..config.keys import active_mac_key, mac_keys
 from ..config.logging import get_logger
 from ..config.settings import Settings
 from ..core.bell import Ring
@@ -51,6 +51,11 @@ class Bench:
         """The key that authenticates transitions, where there is one."""
         return active_mac_key(self.settings)
 
+    @cached_property
+    def mac_keys(self) -> tuple[MacKey, ...]:
+        """All such keys: what was saved before the newest was made carries the code of an older one."""
+        return mac_keys(self.settings.key_folder)
+
     @property
     def actor(self) -> str:
         """Who the history says acted."""
@@ -69,7 +74,13 @@ class Bench:
     @property
     def terms(self) -> Terms:
         """On what terms a handler sends events: its message says who sends it."""
-        return Terms(actor=self.actor, grace=self.grace, max_bytes=self.settings.max_bytes, mac_key=self.mac_key)
+        return Terms(
+            actor=self.actor,
+            grace=self.grace,
+            max_bytes=self.settings.max_bytes,
+            mac_key=self.mac_key,
+            mac_keys=self.mac_keys,
+        )
 
     def patiently(self, act: Callable[[], T]) -> T:
         """Act, as often as it takes for the database to answer.

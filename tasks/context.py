@@ -168,6 +168,7 @@ class HandlerContext(Context):
             snapshot(self._workflow),
             self.newest.number + 1,
             max_bytes=self._bench.settings.max_bytes,
+            mac_key=self._bench.mac_key,
         )
         # Before it is written: a time limit that strikes in between must not have its number given out twice.
         self.newest = made

@@ -64,6 +64,7 @@ def assemble(persistence: Database | str | None, *, app: Celery | None, actor: s
         grace=timedelta(seconds=configured.ring_grace),
         max_bytes=configured.max_bytes,
         mac_key=active_mac_key(configured),
+        mac_keys=mac_keys(configured.key_folder),
     )
     if not database.is_sqlite:
         ring = Broker(make_app(configured) if app is None else app).ring

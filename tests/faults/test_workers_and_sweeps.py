@@ -221,6 +221,9 @@ def test_a_killed_worker_resumes_a_long_handler_from_its_last_checkpoint(deploy:
     worker.kill_host()
     deployment.worker()
     deployment.await_status("long", "completed")
+    first, second = deployment.engine.get("long").to_dict()["begun_at"]
+    assert first == 0
+    assert 0 < saved <= second, "it went on from its last progress, not from its start"
     link = deployment.engine.history("long")[1]
     assert link.attempt == 2
     assert isinstance(link.payload, dict)

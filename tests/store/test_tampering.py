@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeAlias
 
 import pytest
 from log_workbench import add, take_up_all
+from store_workbench import everything
 from store_workflows import Letter
 from tampering import (
     HISTORY,
@@ -41,7 +42,7 @@ from tampering import (
 
 from aegis.core.canonical import canonical
 from aegis.core.chain import MacKey
-from aegis.core.errors import WorkflowNotFound
+from aegis.core.errors import HistoryBroken, WorkflowNotFound
 from aegis.core.finding import Code
 from aegis.core.names import SYSTEM
 from aegis.core.removal import removals_digest
@@ -390,6 +391,7 @@ def row(change: str) -> Callable[[Scene], None]:
     return run(f"UPDATE aegis_workflow SET {change} WHERE id = 'p'")  # noqa: S608
 
 
+FORGED: Final = canonical({"seq": 1, "state": {"state": "ready", "words": ["forged"]}, "workflow_id": "w"})
 LOGGED: Final = "UPDATE aegis_log SET {} WHERE workflow_id = 'p' AND seq = 2"
 WHOLE: Final = both(delete(HISTORY, "true"), run("DELETE FROM aegis_workflow WHERE id = 'p'"))
 EVERY: Final = range(LAST + 1)
@@ -536,6 +538,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     "the checkpoints of two, inside of a handler": Attack(
         edit=lambda scene: swap(scene, "aegis_checkpoint", "number > 0"),
         fresh=at("p", [0], CHECKPOINT, WRONG) | at("q", [0], CHECKPOINT, WRONG),
+        keyed=at("p", [0], MAC) | at("q", [0], MAC),
     ),
     "the payloads of two": Attack(
         edit=lambda scene: swap(scene, "aegis_payload", "seq = 4"),
@@ -579,7 +582,7 @@ ATTACKS: Final[dict[str, Attack]] = {
         edit=checkpoint("workflow_id = 'zz'"), fresh=p(2, CHECKPOINT) | at("zz", [2], CHECKPOINT)
     ),
     "a checkpoint taken away": Attack(edit=delete(["aegis_checkpoint"], "seq = 2"), fresh=p(2, CHECKPOINT)),
-    "a checkpoint inside of a handler": Attack(edit=progress(0, 1), fresh=p(0, CHECKPOINT)),
+    "a checkpoint inside of a handler": Attack(edit=progress(0, 1), fresh=p(0, CHECKPOINT), keyed=p(0, MAC)),
     "a checkpoint inside of a handler taken away": Attack(
         edit=delete(["aegis_checkpoint"], "number = 1"), fresh=p(0, CHECKPOINT)
     ),
@@ -587,11 +590,38 @@ ATTACKS: Final[dict[str, Attack]] = {
     "two checkpoints inside of a handler in the other order": Attack(
         edit=both(checkpoint("number = 9", 0, 1), checkpoint("number = 1", 0, 2), checkpoint("number = 2", 0, 9)),
         fresh=p(0, CHECKPOINT),
+        keyed=p(0, MAC),
     ),
-    "other data of a workflow that has ended": Attack(edit=progress(LAST, 1, new=True), fresh=p(LAST, CHECKPOINT)),
+    "other data of a workflow that has ended": Attack(
+        edit=progress(LAST, 1, new=True), fresh=p(LAST, CHECKPOINT), keyed=p(LAST, MAC)
+    ),
     "the body of a checkpoint that nothing lists yet": Attack(
         edit=run("UPDATE aegis_checkpoint SET body = '{}' WHERE workflow_id = 'w' AND number = 1"),
         fresh=at("w", [1], CHECKPOINT, WRONG),
+    ),
+    **{
+        f"{what} of a checkpoint that nothing lists yet": Attack(
+            edit=run(f"UPDATE aegis_checkpoint SET {change} WHERE workflow_id = 'w' AND number = 1"),  # noqa: S608
+            fresh=set(),
+            keyed=at("w", [1], MAC),
+        )
+        for what, change in {
+            "the code": "mac = :other",
+            "the code's key": "mac_key = 'another'",
+            "no code any more": "mac = NULL, mac_key = NULL",
+            "the code of a transition": "mac = (SELECT mac FROM aegis_transition WHERE workflow_id = 'w' AND seq = 1)",
+        }.items()
+    },
+    "other data in a checkpoint that nothing lists yet": Attack(
+        edit=lambda scene: write_checkpoint(scene, "w", 1, 1, FORGED), fresh=set(), keyed=at("w", [1], MAC)
+    ),
+    "a newer checkpoint, that nothing lists yet": Attack(
+        edit=lambda scene: write_checkpoint(scene, "w", 1, 2, FORGED, new=True), fresh=set(), keyed=at("w", [1], MAC)
+    ),
+    "a checkpoint that nothing lists yet, put back in the order": Attack(
+        edit=run("UPDATE aegis_checkpoint SET number = 2 WHERE workflow_id = 'w' AND number = 1"),
+        fresh=set(),
+        keyed=at("w", [1], MAC),
     ),
     # payloads
     "a payload's salt": Attack(edit=payload("salt = :other"), fresh=p(4, PAYLOAD)),
@@ -986,6 +1016,8 @@ EDITED: Final[dict[str, str]] = {
     "aegis_checkpoint.workflow_id": "a checkpoint's workflow",
     "aegis_checkpoint.seq": "a checkpoint's seq",
     "aegis_checkpoint.number": "a checkpoint's number",
+    "aegis_checkpoint.mac": "the code of a checkpoint that nothing lists yet",
+    "aegis_checkpoint.mac_key": "the code's key of a checkpoint that nothing lists yet",
     "aegis_log.workflow_id": "an entry's workflow",
     "aegis_log.seq": "an entry's seq",
     "aegis_log.hash": "an entry's hash",
@@ -1049,12 +1081,27 @@ def test_a_transition_that_the_log_never_takes_up_is_missed_when_it_is_old(scene
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_what_a_handler_has_saved_on_its_way_is_nobodys_history_yet(
+def test_what_a_handler_has_saved_on_its_way_is_vouched_for_by_a_key_alone(
     scenes: Scenes, database: Database, stage: Stage
 ) -> None:
-    """Until the next transition lists it, a workflow that moves can be given other data: nothing has its hash."""
+    """Until the next transition lists it, nothing else has its hash."""
     scene = scenes.put_up(database, stage)
-    forged = {"seq": 1, "state": {"state": "ready", "words": ["forged"]}, "workflow_id": "w"}
-    write_checkpoint(scene, "w", 1, 1, canonical(forged))
-    assert failures(scene.all()) == set()
-    assert scene.engine().load("w").words == ["forged"]
+    write_checkpoint(scene, "w", 1, 1, FORGED)
+    assert failures(scene.all(keyed=False)) == set()
+    assert failures(scene.all()) == at("w", [1], MAC)
+    before = everything(database)
+    engine = scene.engine()
+    for act in (engine.pause, engine.cancel, engine.checkpoint):
+        with pytest.raises(HistoryBroken, match="its checkpoint is not the one that was committed"):
+            act("w")
+    assert everything(database) == before, "nothing is built on it"
+
+
+def test_a_checkpoint_of_before_there_was_a_key_needs_no_code(scenes: Scenes, database: Database) -> None:
+    scene = scenes.put_up(database, Stage.FRESH)
+    later = replace(scene, key=replace(scene.key, required_from=LATER))
+    write_checkpoint(later, "w", 1, 1, FORGED)
+    run("UPDATE aegis_checkpoint SET mac = NULL, mac_key = NULL WHERE workflow_id = 'w' AND number = 1")(later)
+    assert failures(later.all()) == set()
+    later.engine().pause("w")
+    assert failures(later.all()) == set()

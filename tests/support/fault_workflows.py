@@ -10,6 +10,8 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
+from pydantic import Field
+
 from aegis import Context, DidNotHappen, Happened, Retry, Workflow, transition
 from aegis.testing.ledger import Ledger
 
@@ -115,10 +117,13 @@ class Long(Workflow):
     turns: int = 0
     goal: int = 100
     turn: float = 0.05
+    begun_at: list[int] = Field(default_factory=list)
+    """The turn that each attempt began with."""
 
     @transition(Life.ALIVE, Life.DONE, retry=Retry(max_attempts=5, delay=0.1))
     def slow(self, ctx: Context) -> None:
         note(ctx, "slow")
+        self.begun_at.append(self.turns)
         while self.turns < self.goal:
             time.sleep(self.turn)
             self.turns += 1
