@@ -162,9 +162,7 @@ class Settings(BaseModel):
             if value.startswith(plain):
                 return several_hosts("postgresql+psycopg2://" + value.removeprefix(plain))
         if value.startswith("sqlite"):
-            msg = (
-                "workers and commands need PostgreSQL; give SQLite's address to DurableWorkflowEngine itself"
-            )
+            msg = "workers and commands need PostgreSQL; give SQLite's address to DurableWorkflowEngine itself"
             raise ValueError(msg)
         if value and not value.startswith("postgresql+psycopg2://"):
             msg = "it is not a postgresql:// address"

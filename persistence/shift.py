@@ -111,7 +111,7 @@ def remove(database: Database) -> None:
 def now(database: Database) -> datetime:
     """Return what the clock shows."""
     with database.statement() as connection:
-        moment: datetime = connection.execute(text(f"SELECT {SCHEMA}.clock_timestamp()")).scalar_one()  # noqa: S608
+        moment: datetime = connection.execute(text(f"SELECT {SCHEMA}.clock_timestamp()")).scalar_one()
         return moment
 
 

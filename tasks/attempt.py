@@ -217,8 +217,7 @@ class Attempt:
                 context = self._context_of(edge, workflow, session)
                 target = self._handle_within(session, edge, workflow, context, payload)
                 move = self._advance(edge, target, workflow, event)
-                recorded = self._commit_and_send(session, move, context.outbox)
-            return recorded
+                return self._commit_and_send(session, move, context.outbox)
         except DatabaseUnavailable as error:
             return self._unanswered(edge, event, move, error)
 

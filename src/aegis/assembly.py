@@ -9,7 +9,7 @@ from typing import Final
 
 from celery import Celery
 
-from .config.keys import active_mac_key
+from .config.keys import active_mac_key, mac_keys
 from .config.logging import get_logger
 from .config.settings import Settings, settings
 from .core.bell import Ring
