@@ -113,6 +113,8 @@ class WorkflowRow(Base):
     """Of one type, one workflow that has not ended may have this key."""
     steered_by: Mapped[str | None]
     """Who last moved it on from outside: whoever started it, or sent the event that was last taken."""
+    checkpoint_on_transition: Mapped[bool] = mapped_column(server_default=text("true"))
+    """Whether each transition is recorded by itself, or those that follow each other at once may be together."""
     moved_at: Mapped[datetime]
     """The ``at`` of the last transition; the next one is never earlier."""
     entered_at: Mapped[datetime]

@@ -45,6 +45,8 @@ class Terms:
     grace: timedelta
     max_bytes: int
     mac_key: MacKey | None = None
+    checkpoint_on_transition: bool = True
+    """Of what it starts: whether each transition is recorded by itself."""
     mac_keys: tuple[MacKey, ...] = ()
     """All that are known here; what was made before the newest carries the code of an older one."""
 

@@ -70,6 +70,7 @@ class Position:
     home_queue: str | None = None
     priority: int = 0
     deadline: datetime | None = None
+    checkpoint_on_transition: bool = True
 
     def queue_of(self, edge: Edge | None) -> str | None:
         """Return where a transition of this workflow runs: on its own queue, or else the workflow's."""

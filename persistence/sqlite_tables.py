@@ -13,7 +13,7 @@ from .guards import APPEND_ONLY
 from .models import Base
 
 # STRICT tables hold what their columns say, and know only these types.
-_TYPES: Final = {"BIGINT": "INTEGER", "SMALLINT": "INTEGER", "JSON": "TEXT"}
+_TYPES: Final = {"BIGINT": "INTEGER", "SMALLINT": "INTEGER", "JSON": "TEXT", "BOOLEAN": "INTEGER"}
 _TYPE: Final = re.compile(rf"\b({'|'.join(_TYPES)})\b(?=,? |,?\n)")
 _ONLY_GROWS: Final = (
     "CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table} BEGIN"

@@ -169,6 +169,7 @@ def _workflow_row(made: _Made, now: datetime, terms: Terms, *, rung: bool) -> di
         "deadline": conditions.deadline,
         "singleton": conditions.singleton,
         "steered_by": terms.actor,
+        "checkpoint_on_transition": terms.checkpoint_on_transition,
         "moved_at": now,
         "entered_at": conditions.begins_at or now,
         "timer_at": following.timer_at,

@@ -52,7 +52,7 @@ _PARAMETER: Final = re.compile(r"<<(\w+)>>")
 POSITION: Final = (
     *("id", "type", "version", "definition", "state", "seq", "head", "claim", "attempt"),
     *("moved_at", "entered_at", "following", "accepts", "timer_at", "queue", "inbox", "pausing"),
-    *("entered_seq", "checkpoint_number", "home_queue", "priority", "deadline"),
+    *("entered_seq", "checkpoint_number", "home_queue", "priority", "deadline", "checkpoint_on_transition"),
 )
 SNAPSHOT: Final = ("body", "number", "salt", "commitment")
 EVENT: Final = ("id", "name", "key", "sender", "payload", "received_at", "reason")

@@ -25,11 +25,10 @@ from ..core.errors import (
     NotCanonical,
     UpgradeFailed,
 )
-from ..core.guard import allows
-from ..core.machine import Edge, Pending, WaitingEvent
+from ..core.machine import Edge, WaitingEvent
 from ..core.recovery import is_overdue
 from ..core.retry import RetryAfter
-from ..core.workflow import Workflow, handle, read_data, read_payload, registry, snapshot, state_of
+from ..core.workflow import Workflow, handle, read_data, registry, snapshot, state_of
 from ..persistence import approvals, effects, inbox, moves, operations, repository, seal
 from ..persistence.database import (
     Session,
@@ -46,7 +45,7 @@ from .bench import Bench
 from .choice import INTERRUPTIONS, Choice, SpoiledGuard
 from .context import HandlerContext
 from .limits import time_limit
-from .result import Elsewhere, Leave, Park, Record, Recorded, Result, TryAgain, Turn, describe, text_of
+from .result import Elsewhere, Leave, OnTheGround, Park, Record, Recorded, Result, TryAgain, Turn, describe, text_of
 
 log = get_logger(__name__)
 
@@ -66,8 +65,10 @@ class _SpoiledHandler(Exception):
 class Attempt:
     """One attempt at the next transition of a claimed workflow."""
 
-    def __init__(self, bench: Bench, claim: Claim) -> None:
+    def __init__(self, bench: Bench, claim: Claim, *, ahead: bool = False) -> None:
+        """``ahead``: what the claim says is not recorded yet."""
         self.bench = bench
+        self._ahead = ahead
         self.claim = claim
         self.position = claim.position
         self._began = time.monotonic()
@@ -192,15 +193,19 @@ class Attempt:
         except InvalidData as error:
             return self._misfit(str(error))
         self._approved = approved
+        if self._ahead and edge.transactional:
+            raise OnTheGround
         try:
             if edge.transactional:
                 return self._run_inside(edge, workflow, payload, event)
             context = self._context = self._context_of(edge, workflow)
             target = self._handle(edge, workflow, context, payload)
+            if context.grounded:  # and the handler caught what told it so
+                raise OnTheGround
             context.effects.need_no_doubt()
             move = self._advance(edge, target, workflow, event)
             return self._record_and_send(edge, event, move, context) if context.outbox else Record(move=move)
-        except (ClaimLost, *INTERRUPTIONS):
+        except (ClaimLost, OnTheGround, *INTERRUPTIONS):
             raise
         except _SpoiledHandler as spoiled:
             return self._failed(edge, spoiled.error, event, outage=spoiled.outage)
@@ -278,7 +283,14 @@ class Attempt:
 
     def _context_of(self, edge: Edge, workflow: Workflow, session: Session | None = None) -> HandlerContext:
         return HandlerContext(
-            self.bench, self.position, edge, workflow, self.snapshot, session=session, approvals=self._approved
+            self.bench,
+            self.position,
+            edge,
+            workflow,
+            self.snapshot,
+            session=session,
+            approvals=self._approved,
+            ahead=self._ahead,
         )
 
     # --- what it comes to ---------------------------------------------------------------

@@ -20,6 +20,7 @@ from ..persistence.inbox import Message
 from ..persistence.records import Position, Snapshot
 from .bench import Bench
 from .effects import Effects
+from .result import OnTheGround
 
 log = get_logger(__name__)
 
@@ -40,8 +41,12 @@ class HandlerContext(Context):
         *,
         session: Session | None = None,
         approvals: tuple[Approval, ...] = (),
+        ahead: bool = False,
     ) -> None:
-        """``newest`` is the checkpoint that the workflow was loaded from."""
+        """``newest`` is the checkpoint that the workflow was loaded from; ``ahead``: it is not recorded yet."""
+        self._ahead = ahead
+        self.grounded = False
+        """Whether the handler wanted what it can have on the ground alone."""
         self._bench = bench
         self._position = position
         self._edge = edge
@@ -94,6 +99,7 @@ class HandlerContext(Context):
 
     @override
     def send(self, id: str, event: str, payload: object = None, *, key: str | None = None, reason: str = "") -> None:
+        self._need_ground()
         message = Message(
             workflow_id=id,
             event=event,
@@ -128,7 +134,13 @@ class HandlerContext(Context):
             raise InvalidHandlerResult(
                 self._name, f"the effect {name!r} is {fn!r}; give a plain function and its arguments"
             )
+        self._need_ground()
         return self.effects.run(name, lambda: fn(*args, **kwargs), check, repeat=repeat)
+
+    def _need_ground(self) -> None:
+        if self._ahead:
+            self.grounded = True
+            raise OnTheGround
 
     @override
     def effect_key(self, name: str) -> str:
@@ -137,11 +149,13 @@ class HandlerContext(Context):
     @override
     def checkpoint(self) -> None:
         self._refuse_in_a_transaction()
+        self._need_ground()
         self._save("manual")
 
     @override
     def progress(self) -> None:
         self._refuse_in_a_transaction()  # at the first call, not only minutes later when a checkpoint is asked for
+        self._need_ground()
         now = time.monotonic()
         if now - self._looked < self._look_every:
             return

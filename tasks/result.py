@@ -16,6 +16,10 @@ _MOST_TRACEBACK: Final = 8_000
 _MOST_MESSAGE: Final = 2_000
 
 
+class OnTheGround(BaseException):
+    """A handler that went ahead of what is recorded has to begin on the ground; not for its own code to catch."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """A transition to be committed."""

@@ -20,7 +20,8 @@ from ..persistence import moves, repository
 from ..persistence.database import Connection
 from ..persistence.records import Claim, Following, Move, Moved, Position
 from ..persistence.repository import Outcome
-from .attempt import Attempt, moved_to, outcome_of
+from . import ahead
+from .attempt import moved_to, outcome_of
 from .bench import Bench
 from .result import Elsewhere, Leave, Park, Record, Recorded, Result, TryAgain, Turn, describe
 
@@ -48,8 +49,8 @@ def run_transition(bench: Bench, workflow_id: str, seq: int, *, redelivered: boo
     if claim is None:
         return Ended.STALE  # delivered twice, or somebody else's by now
     try:
-        result = Attempt(bench, claim).run()  # no transaction is open here
-        return settle(bench, claim, result)
+        made, result = ahead.go(bench, claim)  # no transaction is open here
+        return settle(bench, claim, result) if not made and result is not None else settle_all(bench, made, result)
     except ClaimLost:
         return _lost(claim)
     except Exception as error:
@@ -143,6 +144,20 @@ def settle(bench: Bench, claim: Claim, result: Result) -> Ended:
             return _send_on(bench, position, result)
 
 
+def settle_all(bench: Bench, made: list[Move], result: Result | None) -> Ended:
+    """Write down transitions that were made one ahead of the other, and ring for what follows.
+
+    Raises:
+        ClaimLost: nothing of it was written.
+
+    """
+    every = [*made, result.move] if isinstance(result, Record) else made
+    moved = ahead.commit(bench, every)
+    for move in every[:-1]:
+        _tell(move)
+    return _ring(bench, every[-1], moved)
+
+
 def commit(bench: Bench, move: Move) -> Moved:
     """Commit a transition, through whatever happens to the database meanwhile.
 
@@ -184,6 +199,14 @@ def _ring_if_taken_back(bench: Bench, move: Move) -> None:
 
 
 def _ring(bench: Bench, move: Move, moved: Moved, others: Sequence[Bell] = ()) -> Ended:
+    _tell(move)
+    bells = [*([moves.bell_after(move, moved)] if moved.ready else []), *others]
+    if bells:
+        bench.ring(bells)
+    return Ended.COMMITTED
+
+
+def _tell(move: Move) -> None:
     envelope = move.link.envelope
     log.info(
         "transition committed",
@@ -193,10 +216,6 @@ def _ring(bench: Bench, move: Move, moved: Moved, others: Sequence[Bell] = ()) -
         to=envelope.to_state,
         attempt=envelope.attempt,
     )
-    bells = [*([moves.bell_after(move, moved)] if moved.ready else []), *others]
-    if bells:
-        bench.ring(bells)
-    return Ended.COMMITTED
 
 
 def _park(bench: Bench, claim: Claim, following: Following) -> Ended:

@@ -42,7 +42,9 @@ class Parts:
     runner: LocalRunner | None
 
 
-def assemble(persistence: Database | str | None, *, app: Celery | None, actor: str | None) -> Parts:
+def assemble(
+    persistence: Database | str | None, *, checkpoint_on_transition: bool, app: Celery | None, actor: str | None
+) -> Parts:
     """Return the parts of an engine, and let the runner run, if there is one.
 
     Raises:
@@ -65,6 +67,7 @@ def assemble(persistence: Database | str | None, *, app: Celery | None, actor: s
         max_bytes=configured.max_bytes,
         mac_key=active_mac_key(configured),
         mac_keys=mac_keys(configured.key_folder),
+        checkpoint_on_transition=checkpoint_on_transition,
     )
     if not database.is_sqlite:
         ring = Broker(make_app(configured) if app is None else app).ring

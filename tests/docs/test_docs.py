@@ -19,7 +19,7 @@ from typing import Any
 import click
 import pytest
 from deployment import Deployment
-from sqlalchemy import BigInteger, DateTime, Integer, LargeBinary, SmallInteger, Text
+from sqlalchemy import BigInteger, Boolean, DateTime, Integer, LargeBinary, SmallInteger, Text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -288,6 +288,7 @@ TYPES: list[tuple[type[TypeEngine[Any]], str]] = [
     (Integer, "integer"),
     (LargeBinary, "bytea"),
     (DateTime, "timestamptz"),
+    (Boolean, "boolean"),
     (JSONB, "jsonb"),
     (Text, "text"),
 ]

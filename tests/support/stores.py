@@ -97,10 +97,15 @@ class World:
 
 
 def make_engine(
-    kind: str, database: Database, ring: Callable[[Sequence[Any]], bool], *, mac_key: MacKey | None = None
+    kind: str,
+    database: Database,
+    ring: Callable[[Sequence[Any]], bool],
+    *,
+    mac_key: MacKey | None = None,
+    **terms_: Any,
 ) -> durable.DurableWorkflowEngine | awaited.DurableWorkflowEngine:
     """Make an engine of one of the two kinds."""
-    terms = Terms(actor="user:ada", grace=timedelta(seconds=5), max_bytes=MAX_BYTES, mac_key=mac_key)
+    terms = Terms(actor="user:ada", grace=timedelta(seconds=5), max_bytes=MAX_BYTES, mac_key=mac_key, **terms_)
     sources = Sources(mac_keys=() if mac_key is None else (mac_key,), trusted=(TRUSTED,))
     if kind == "blocking":
         return durable.DurableWorkflowEngine(database, ring, terms, sources)

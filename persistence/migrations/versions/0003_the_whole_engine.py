@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("deadline", sa.DateTime(timezone=True)),
         sa.Column("singleton", sa.Text()),
         sa.Column("steered_by", sa.Text()),
+        sa.Column("checkpoint_on_transition", sa.Boolean(), server_default=sa.text("true"), nullable=False),
     ):
         op.add_column("aegis_workflow", column)
     op.create_check_constraint("aegis_workflow_priority_range", "aegis_workflow", "priority BETWEEN 0 AND 9")
@@ -107,5 +108,5 @@ def downgrade() -> None:
     op.drop_index("aegis_workflow_attributes", table_name="aegis_workflow")
     op.drop_index("aegis_workflow_singleton", table_name="aegis_workflow")
     op.drop_constraint("aegis_workflow_priority_range", "aegis_workflow", type_="check")
-    for column in ("steered_by", "singleton", "deadline", "attributes", "priority", "home_queue"):
+    for column in ("checkpoint_on_transition", "steered_by", "singleton", "deadline", "attributes", "priority", "home_queue"):
         op.drop_column("aegis_workflow", column)
