@@ -200,8 +200,7 @@ class Attempt:
                 return self._run_inside(edge, workflow, payload, event)
             context = self._context = self._context_of(edge, workflow)
             target = self._handle(edge, workflow, context, payload)
-            if context.grounded:  # and the handler caught what told it so
-                raise OnTheGround
+            context.check_ground()
             context.effects.need_no_doubt()
             move = self._advance(edge, target, workflow, event)
             return self._record_and_send(edge, event, move, context) if context.outbox else Record(move=move)

@@ -137,6 +137,16 @@ class HandlerContext(Context):
         self._need_ground()
         return self.effects.run(name, lambda: fn(*args, **kwargs), check, repeat=repeat)
 
+    def check_ground(self) -> None:
+        """Refuse what a handler did after it caught what told it to begin on the ground.
+
+        Raises:
+            OnTheGround: it did.
+
+        """
+        if self.grounded:
+            raise OnTheGround
+
     def _need_ground(self) -> None:
         if self._ahead:
             self.grounded = True
