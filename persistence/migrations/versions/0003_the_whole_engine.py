@@ -108,5 +108,13 @@ def downgrade() -> None:
     op.drop_index("aegis_workflow_attributes", table_name="aegis_workflow")
     op.drop_index("aegis_workflow_singleton", table_name="aegis_workflow")
     op.drop_constraint("aegis_workflow_priority_range", "aegis_workflow", type_="check")
-    for column in ("checkpoint_on_transition", "steered_by", "singleton", "deadline", "attributes", "priority", "home_queue"):
+    for column in (
+        "checkpoint_on_transition",
+        "steered_by",
+        "singleton",
+        "deadline",
+        "attributes",
+        "priority",
+        "home_queue",
+    ):
         op.drop_column("aegis_workflow", column)
