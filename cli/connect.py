@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+import click
+
 from ..config.settings import settings
 from ..persistence import schema
 from ..persistence.database import Database
 from ..persistence.durable import DurableWorkflowEngine
+from ..persistence.standbys import Standbys
 from ..workers.load import load_workflows
 
+stale_option = click.option(
+    "--stale-ok",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Read from a standby that is at most so far behind.",
+)
 
-def database() -> Database:
-    """Return the database, known to answer and to have the right schema.
+
+def database(stale_ok: float | None = None) -> Database:
+    """Return the database, known to answer and to have the right schema; or a standby of it that is fresh enough.
 
     Raises:
         ConfigurationError, DatabaseUnavailable, SchemaMismatch: it cannot be used.
 
     """
+    if stale_ok is not None:
+        standbys = Standbys(settings().replica_url or settings().database, pool_size=1)
+        for standby in standbys.fresh(stale_ok=timedelta(seconds=stale_ok)):
+            return standby
     found = Database(settings().database, pool_size=1, pre_ping=False)
     schema.check(found)
     return found

@@ -16,7 +16,7 @@ from ..core.errors import DataErased
 from ..persistence import history
 from ..persistence.models import STATUSES
 from ..persistence.records import WorkflowSummary, WorkflowTransition
-from .connect import database
+from .connect import database, stale_option
 from .given import attributes
 from .given import moment as moment_given
 from .output import Output, json_option, moment, status_text, table
@@ -42,14 +42,17 @@ _LONGEST_LINE: Final = 120
 @click.option("--created-before", callback=moment_given, metavar="TIME", help="Only those started earlier.")
 @click.option("--after", "last", metavar="ID", help="Go on after this one, the last of the page before.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
+@stale_option
 @json_option
-def list_command(out: Output, type_name: str | None, last: str | None, limit: int, **filters: Any) -> None:
+def list_command(
+    out: Output, stale_ok: float | None, type_name: str | None, last: str | None, limit: int, **filters: Any
+) -> None:
     """List workflows, the newest first.
 
     An attribute's value is a number or a boolean if it is one in JSON, and a string otherwise.
     """
     wanted = history.Filter(type=type_name, **filters)
-    with database().statement() as connection:
+    with database(stale_ok).statement() as connection:
         before = None if last is None else _place_of(history.summary(connection, last))
         rows = history.summaries(connection, wanted, before=before, limit=limit)
 
@@ -69,14 +72,15 @@ def _place_of(row: WorkflowSummary) -> tuple[datetime, str]:
 @click.command("show")
 @click.argument("workflow_id", metavar="ID")
 @click.option("--at", metavar="N|TIME", help="Its data as transition N left it, or as it was at a time (ISO 8601).")
+@stale_option
 @json_option
-def show_command(out: Output, workflow_id: str, at: str | None) -> None:
+def show_command(out: Output, stale_ok: float | None, workflow_id: str, at: str | None) -> None:
     """Show a workflow: where it is, its timeline, its data.
 
     The data is checked against its hash, and that against its transition's, before it is shown.
     """
     asked = None if at is None else _moment_or_seq(at)
-    with database().snapshot() as connection:
+    with database(stale_ok).snapshot() as connection:
         row = history.summary(connection, workflow_id)
         links = history.transitions(connection, workflow_id)
         seq = history.seq_at(connection, workflow_id, asked) if isinstance(asked, datetime) else asked
@@ -120,10 +124,11 @@ def _then(links: Sequence[WorkflowTransition], seq: int) -> str:
 
 @click.command("history")
 @click.argument("workflow_id", metavar="ID")
+@stale_option
 @json_option
-def history_command(out: Output, workflow_id: str) -> None:
+def history_command(out: Output, stale_ok: float | None, workflow_id: str) -> None:
     """Show a workflow's audit chain: each transition, its hash, what went into it."""
-    with database().statement() as connection:
+    with database(stale_ok).statement() as connection:
         links = history.transitions(connection, workflow_id)
 
     def render(console: Console) -> None:

@@ -20,7 +20,7 @@ from ..persistence.audit import Tally
 from ..persistence.auditor import Auditor
 from ..persistence.database import Database
 from ..tasks.scrub import sources
-from .connect import database
+from .connect import database, stale_option
 from .output import EXIT_ERROR, EXIT_NO, EXIT_OK, Output, json_option
 
 # Of fewer, the time is that of the connections.
@@ -30,8 +30,9 @@ _WORTH_A_RATE: Final = 1000
 @click.command("verify")
 @click.argument("workflow_id", metavar="ID", required=False)
 @click.option("--all", "everything", is_flag=True, help="Every workflow, and the whole log beside its anchors.")
+@stale_option
 @json_option
-def verify_command(out: Output, workflow_id: str | None, *, everything: bool) -> int:
+def verify_command(out: Output, workflow_id: str | None, stale_ok: float | None, *, everything: bool) -> int:
     """Verify that nobody edited the history: of workflow ID, or of all.
 
     What was anchored is compared with the anchors, at the places that AEGIS_ANCHORS names, as far as keys
@@ -41,7 +42,7 @@ def verify_command(out: Output, workflow_id: str | None, *, everything: bool) ->
     """
     if (workflow_id is None) != everything:
         raise click.UsageError("give the ID of a workflow, or --all")
-    used = database()
+    used = database(stale_ok)
     auditor = Auditor(used, sources(settings()))
     if workflow_id is not None:
         report = auditor.one(workflow_id)

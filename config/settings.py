@@ -35,6 +35,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, validate_default=True, extra="forbid")
 
     database_url: Annotated[str, Field(description="PostgreSQL: postgresql://user:password@host/database")] = ""
+    replica_url: Annotated[
+        str, Field(description="standbys to read from where one asks for it; those of AEGIS_DATABASE_URL by default")
+    ] = ""
     broker_url: Annotated[str, Field(description="Redis or Valkey: redis://host:6379/0")] = ""
     broker_prefix: Annotated[
         str, Field(max_length=64, description="what every key in the broker begins with; one for each deployment on it")
@@ -168,6 +171,11 @@ class Settings(BaseModel):
             msg = "it is not a postgresql:// address"
             raise ValueError(msg)
         return several_hosts(value)
+
+    @field_validator("replica_url", mode="after")
+    @classmethod
+    def _standbys(cls, value: str) -> str:
+        return cls._postgresql(value)
 
     @field_validator("broker_url", mode="after")
     @classmethod

@@ -453,6 +453,15 @@ class DurableWorkflowEngine(Spawning):
         """Return a workflow's audit chain, the first transition first."""
         return await self._spawn(lambda engine: engine.history(id))
 
+    async def token(self) -> str:
+        """Return what stands for everything that was committed until now: for readers of a standby elsewhere.
+
+        Raises:
+            NotOnSQLite: it has no standbys.
+
+        """
+        return await self._spawn(lambda engine: engine.token())
+
     async def verify_integrity(self, id: str) -> tuple[bool, str | None]:  # noqa: A002
         """Return whether a workflow's history is intact, and if not, the first thing that is not.
 

@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session as Session  # noqa: PLC0414 - for those who may not import SQLAlchemy
 
+from ..config.hosts import several_hosts
 from ..config.settings import safe_url
 from ..core.errors import ConfigurationError, DatabaseUnavailable, InvalidHandlerResult
 from . import hosts, plain, sql, sqlite
@@ -88,6 +89,7 @@ class Database:
         self.address = self._address(url)
         self.shift = timedelta(0)
         """How far ahead of the real time a test wants SQLite's to be."""
+        self._patience: Any = None  # with one host alone there is nobody else to turn to
         self.engine = self._engine(pool_size, pre_ping=pre_ping)
         self.kind = self.engine.dialect.name
         """``postgresql`` or ``sqlite``."""
@@ -119,8 +121,8 @@ class Database:
         if sqlite.is_address(url):
             return sqlite.address_of(url, "pysqlite")
         try:
-            made = make_url(url)
-        except ArgumentError:
+            made = make_url(several_hosts(url))
+        except (ArgumentError, ValueError):
             made = None
         if made is None or made.get_backend_name() not in {"postgresql", "postgres"}:
             remedy = "give postgresql://user:password@host/database, sqlite:///file.db, or sqlite:// for one in memory"
@@ -150,7 +152,9 @@ class Database:
         event.listen(made, "handle_error", see_through)
         replicated.watch(made)
         if hosts.are_several(self.address):
-            hosts.LastGood(made)
+            from .patience import Patience  # noqa: PLC0415 - likewise
+
+            self._patience = Patience(made, hosts.LastGood(made))
         return made
 
     @contextmanager
@@ -225,7 +229,7 @@ class Database:
         direct: Direct | None = getattr(self._direct, "held", None)
         try:
             if direct is None:
-                direct = self._direct.held = Direct(self._own_connection())
+                direct = self._direct.held = Direct(self._own_connection(), self._patience)
             return direct.run(hot, parameters)
         except Exception as error:
             if is_transient(error):  # the connection is as good as before
@@ -290,6 +294,8 @@ class Database:
         """Leave the parent's connections to the parent: a forked child must not even close them."""
         self.engine.dispose(close=False)
         self._direct = threading.local()
+        if self._patience is not None:
+            self._patience.forget_inherited()
 
 
 def in_one_transaction(database: Database, verb: Callable[[Session], T]) -> T:

@@ -10,14 +10,16 @@ import psycopg2
 from psycopg2 import errorcodes
 
 from . import replicated
+from .patience import Patience
 from .statements import Hot
 
 
 class Direct:
     """One psycopg2 connection in autocommit, with the hot statements prepared on it as they come."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, patience: Patience | None = None) -> None:
         self._connection = connection
+        self._patience = patience
         # psycopg2 opens no transaction there: a statement is its own, in one round trip.
         connection.autocommit = True
         self._cursor = connection.cursor()
@@ -31,6 +33,12 @@ class Direct:
             NotReplicated: it was carried out, but a fail-over may take it away.
 
         """
+        if self._patience is None:
+            return self._run(hot, parameters)
+        with self._patience.over(self._connection):
+            return self._run(hot, parameters)
+
+    def _run(self, hot: Hot, parameters: Mapping[str, Any]) -> Sequence[Any] | None:
         if self._may_prepare:
             try:
                 if hot.name not in self._prepared:

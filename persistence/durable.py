@@ -20,7 +20,7 @@ from ..core.errors import DidNotHappen, InvalidData, WaitTimeout, WorkflowNotCom
 from ..core.finding import Report
 from ..core.starting import Attribute, Moment, Start
 from ..core.workflow import Workflow, read_data, registry
-from . import effects, history, inbox, operations, removal, resolution, retrying, starting, transfer
+from . import effects, history, inbox, operations, removal, resolution, retrying, standbys, starting, transfer
 from .auditor import Auditor, Sources
 from .database import Database, in_one_transaction
 from .guest import Guest, guest_of, savepoint
@@ -105,6 +105,10 @@ class DurableWorkflowEngine:
 
     def __init__(self, database: Database, ring: Ring, terms: Terms, sources: Sources = Sources()) -> None:  # noqa: B008 - frozen
         self.database = database
+        self.sources = sources
+        self.terms = terms
+        self.writes = 0
+        """How often it tried to write: who reads from a standby waits for what that may have been."""
         self._auditor = Auditor(database, sources)
         self._trusted = tuple(sources.trusted)
         self._ring = ring
@@ -559,6 +563,16 @@ class DurableWorkflowEngine:
         with self.database.statement() as connection:
             return history.transitions(connection, id)
 
+    def token(self) -> str:
+        """Return what stands for everything that was committed until now: for readers of a standby elsewhere.
+
+        Raises:
+            NotOnSQLite: it has no standbys.
+
+        """
+        with self.database.statement() as connection:
+            return standbys.token(connection)
+
     def verify_integrity(self, id: str) -> tuple[bool, str | None]:  # noqa: A002
         """Return whether a workflow's history is intact, and if not, the first thing that is not.
 
@@ -614,7 +628,10 @@ class DurableWorkflowEngine:
     # --- how ----------------------------------------------------------------------------
 
     def _write(self, verb: Callable[[Session], T]) -> T:
-        return in_one_transaction(self.database, verb)
+        try:
+            return in_one_transaction(self.database, verb)
+        finally:
+            self.writes += 1  # also where the outcome is unknown
 
     def _rung(self, *bells: Bell | None) -> bool:
         # After the commit, never before: a worker that answered a bell for a row it cannot see yet

@@ -6,10 +6,10 @@ new connection. https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from sqlalchemy import URL, Engine, event
+from sqlalchemy import URL, Engine, event, make_url
 
 _ONE: Final[Mapping[str, Any]] = {
     "connect_timeout": 5,
@@ -41,25 +41,36 @@ def connect_args(address: URL) -> dict[str, Any]:
     return {name: value for name, value in told.items() if name not in address.query}
 
 
+def each_alone(url: str) -> Iterator[tuple[str, str]]:
+    """Give each host of an address with several, and the address of that one alone, whatever it is at the moment."""
+    if not url.startswith("postgresql"):
+        return
+    address = make_url(url)
+    if are_several(address):
+        for host in address.query["host"]:
+            alone = address.difference_update_query(["host", "target_session_attrs"]).update_query_dict({"host": host})
+            yield host, alone.render_as_string(hide_password=False)
+
+
 class LastGood:
     """Puts the host that served last before the others, in every new connection of an engine."""
 
     def __init__(self, engine: Engine) -> None:
         self._last: tuple[str, str] | None = None
+        self._avoided: tuple[str, str] | None = None
         event.listen(engine, "do_connect", self._order)
         event.listen(engine, "connect", self._remember)
 
     def _order(self, _dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
         places = list(zip(parameters["host"].split(","), str(parameters["port"]).split(","), strict=True))
-        if self._last in places:
-            places.sort(key=lambda place: place != self._last)
-            parameters["host"] = ",".join(host for host, _ in places)
-            parameters["port"] = ",".join(port for _, port in places)
+        # The sort is stable: the others stay in the order of the address.
+        places.sort(key=lambda place: (place == self._avoided, place != self._last))
+        parameters["host"] = ",".join(host for host, _ in places)
+        parameters["port"] = ",".join(port for _, port in places)
 
     def _remember(self, connection: Any, _record: Any) -> None:
         self._last = (connection.info.host, str(connection.info.port))
 
     def avoid(self, host: str, port: int) -> None:
-        """Forget a host that accepts connections, and answers nothing."""
-        if self._last == (host, str(port)):
-            self._last = None
+        """Ask a host last that takes connections, and answers nothing."""
+        self._last, self._avoided = None, (host, str(port))

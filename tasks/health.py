@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -18,12 +17,15 @@ from redis.retry import Retry
 from ..config.settings import Settings, safe_url
 from ..core.errors import AegisError, DatabaseUnavailable
 from ..persistence import cluster, schema, vitals
+from ..persistence import replication as replicated
 from ..persistence.database import Database, is_too_slow
 from ..persistence.vitals import Vitals
 from .backups import archive, ask_backups
 from .check import Check, State, degraded, down, ok, span, warning
 from .drilled import drills
 from .proof import append_only, ask_anchors, chains, mac
+from .question import Question
+from .replicas import Nodes, replication
 
 # What each of the two servers may take to answer; they are asked at the same time (seconds).
 _PATIENCE: Final = 0.7
@@ -34,10 +36,11 @@ _SLOW_START: Final = timedelta(seconds=10)
 
 def health(settings: Settings) -> list[Check]:
     """Look at everything once, without waiting for what does not answer."""
-    broker = _Question("broker", lambda: _ask_broker(settings))
-    anchors = _Question("anchors", lambda: ask_anchors(settings))
-    backups = _Question("backup", lambda: ask_backups(settings))
-    database = _Question("database", lambda: _ask_database(settings))
+    broker = _question("broker", lambda: _ask_broker(settings))
+    anchors = _question("anchors", lambda: ask_anchors(settings))
+    backups = _question("backup", lambda: ask_backups(settings))
+    nodes = Nodes(settings.database)
+    database = _question("database", lambda: _ask_database(settings))
     deadline = time.monotonic() + _PATIENCE
     checks, whole = database.answer(deadline)
     if not checks:
@@ -46,6 +49,7 @@ def health(settings: Settings) -> list[Check]:
         )
     elif not whole:
         checks.append(_late())
+    checks += nodes.answer(deadline)
     answered, _ = broker.answer(deadline)
     checks += answered or [
         degraded("broker", f"no answer within {_PATIENCE:g} s", "see that the broker is up; nothing is lost meanwhile")
@@ -70,27 +74,12 @@ def worst(checks: list[Check]) -> State:
     return max((check.state for check in checks), key=order.index)
 
 
-class _Question:
-    """Something asked in a thread that is left behind if it does not answer."""
+def _question(name: str, ask: Callable[[], Iterable[Check]]) -> Question[Check]:
+    def failed(error: Exception) -> list[Check]:
+        problem = f"it could not be looked at: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return [down(name, problem, "verify the histories with `aegis verify`, and report this")]
 
-    def __init__(self, name: str, ask: Callable[[], Iterable[Check]]) -> None:
-        self._found: list[Check] = []
-        self._thread = threading.Thread(target=self._ask, args=(name, ask), daemon=True)
-        self._thread.start()
-
-    def _ask(self, name: str, ask: Callable[[], Iterable[Check]]) -> None:
-        try:
-            for check in ask():
-                self._found.append(check)
-        except Exception as error:  # noqa: BLE001 - a look that failed is a finding, and no silence
-            problem = f"it could not be looked at: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            self._found.append(down(name, problem, "verify the histories with `aegis verify`, and report this"))
-
-    def answer(self, deadline: float) -> tuple[list[Check], bool]:
-        """Return what was found by then, and whether that is all."""
-        self._thread.join(max(0.0, deadline - time.monotonic()))
-        whole = not self._thread.is_alive()
-        return list(self._found), whole
+    return Question(ask, failed)
 
 
 def _ask_broker(settings: Settings) -> list[Check]:
@@ -138,6 +127,8 @@ def _ask_database(settings: Settings) -> Iterator[Check]:
             found_archive = archive(cluster.archive(connection), settings)
             if found_archive is not None:
                 yield found_archive
+            part = "replication"
+            yield from replication(replicated.read(connection))
     except DatabaseUnavailable as error:
         if is_too_slow(error):
             yield _late()

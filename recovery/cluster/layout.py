@@ -100,9 +100,9 @@ class Layout:
 
     def url(self, nodes: Sequence[Node] | None = None, target: str = "read-write") -> str:
         """Return the address of whoever of these nodes is what is asked for."""
-        hosts = "&".join(f"host={HOST}:{node.port}" for node in nodes or self.nodes)
+        hosts = ",".join(f"{HOST}:{node.port}" for node in nodes or self.nodes)  # as psql takes it, too
         passfile = quote(str(self.passfile))
-        return f"postgresql://{USER}@/{DATABASE}?{hosts}&target_session_attrs={target}&passfile={passfile}"
+        return f"postgresql://{USER}@{hosts}/{DATABASE}?target_session_attrs={target}&passfile={passfile}"
 
 
 def load(home: Home) -> Layout | None:

@@ -166,9 +166,12 @@ def switch_over(layout: Layout, to: str | None = None) -> str:
     return said
 
 
-def ask(url: str, body: object = None, *, password: str = "", patience: float = 2) -> tuple[int, str]:
+def ask(
+    url: str, body: object = None, *, password: str = "", patience: float = 2, method: str | None = None
+) -> tuple[int, str]:
     """Ask a program of the cluster; return the status, and what it said."""
-    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode())  # noqa: S310 - loopback
+    told = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, told, method=method)  # noqa: S310 - loopback
     if password:
         request.add_header("Authorization", "Basic " + base64.b64encode(f"{USER}:{password}".encode()).decode())
     try:

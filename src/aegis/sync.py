@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from celery import Celery
 
 from .assembly import assemble
-from .core.errors import AegisError
+from .config.settings import settings
+from .core.errors import AegisError, NotOnSQLite
 from .core.starting import Start
 from .persistence import schema
 from .persistence.database import Database
 from .persistence.durable import DurableWorkflowEngine as _Engine
 from .persistence.durable import Handle
+from .persistence.reader import Reader
 from .persistence.records import Checkpoint, Effect, WorkflowSummary, WorkflowTransition
+from .persistence.standbys import Standbys
 
 __all__ = [
     "AegisError",
@@ -67,6 +71,22 @@ class DurableWorkflowEngine(_Engine):
         super().__init__(parts.database, parts.ring, parts.terms, parts.sources)
         if parts.runner is not None:
             parts.runner.start()
+
+    def standby(self, *, stale_ok: timedelta, after: str | None = None) -> Reader:
+        """Return the verbs that read, from a standby that is at most ``stale_ok`` behind; or else from the primary.
+
+        It knows whatever this engine has written before each call, and what stands before ``after``, a token
+        of another engine's. Standbys are the hosts of ``AEGIS_REPLICA_URL``, or those of the engine's address.
+
+        Raises:
+            InvalidData: the bound is no positive time, or the token none.
+            NotOnSQLite: it has no standbys.
+
+        """
+        if self.database.is_sqlite:
+            raise NotOnSQLite("a standby", "read the database itself")
+        url = settings().replica_url or self.database.address.render_as_string(hide_password=False)
+        return Reader(self, Standbys(url), stale_ok=stale_ok, after=after)
 
     def close(self) -> None:
         """Let the handlers that this engine runs finish; and close the database, unless it was handed over as one."""

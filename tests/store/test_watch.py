@@ -402,7 +402,7 @@ def test_the_figures_tell_of_a_broken_chain_among_the_newest(engine: DurableWork
 # --- health ---------------------------------------------------------------------------------
 
 LINES = ["database", "schema", "workers", "beat", "backlog", "due", "RPO now", "failures", "chains"]
-LINES += ["append-only", "mac", "broker", "anchors", "backup", "drills"]
+LINES += ["append-only", "mac", "replication", "broker", "anchors", "backup", "drills"]
 
 
 # The tests' own user is a superuser, and could switch the triggers off; nothing was backed up, or drilled, here.
@@ -570,6 +570,7 @@ def test_every_line_about_rows_can_go_wrong() -> None:
         "broker",
         "append-only",
         "mac",
+        "replication",
         "anchors",
         "backup",
         "drills",

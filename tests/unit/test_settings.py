@@ -40,6 +40,7 @@ def test_an_empty_environment_gives_the_defaults_and_the_private_servers() -> No
     assert settings.embedded
     assert settings.model_dump(exclude={"home"}) == {
         "database_url": "",
+        "replica_url": "",
         "broker_url": "",
         "broker_prefix": "aegis:",
         "workflows": (),
@@ -112,6 +113,7 @@ def test_an_empty_environment_gives_the_defaults_and_the_private_servers() -> No
         ("AEGIS_LOG_FORMAT", "json", "json"),
         ("AEGIS_POSTGRES_BIN", "/usr/lib/postgresql/17/bin", "/usr/lib/postgresql/17/bin"),
         ("AEGIS_VALKEY_BIN", "/usr/bin/redis-server", "/usr/bin/redis-server"),
+        ("AEGIS_REPLICA_URL", "postgresql://a/db", "postgresql+psycopg2://a/db"),
         ("AEGIS_ETCD_BIN", "/usr/bin/etcd", "/usr/bin/etcd"),
     ],
 )

@@ -1,0 +1,109 @@
+"""Who else has what was committed: standbys, how far behind they are, and whether commits wait for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+# Those settings with which a commit returns only once a standby has written it down.
+_WAITING: Final = frozenset({"on", "remote_write", "remote_apply"})
+_SYNCHRONOUS: Final = frozenset({"sync", "quorum"})
+# How Barman and PostgreSQL's own receiver are called.
+_ARCHIVES: Final = ("barman", "pg_receivewal")
+# ANY 2 (a, b), FIRST 1 (a, b), 2 (a, b); or a plain list, of which one has to have it.
+_COUNTED: Final = re.compile(r"(?:any|first)?\s*(\d+)\s*\(", re.IGNORECASE)
+
+_SETTINGS: Final = text(
+    """
+    SELECT pg_is_in_recovery(), current_setting('synchronous_standby_names'), current_setting('synchronous_commit')
+    """
+)
+_STANDBYS: Final = text(
+    """
+    SELECT application_name, state, sync_state,
+           CAST(pg_wal_lsn_diff(pg_current_wal_lsn(), flush_lsn) AS BIGINT) AS behind,
+           flush_lag AS late
+    FROM pg_stat_replication
+    WHERE state IS DISTINCT FROM 'backup'
+    ORDER BY application_name
+    """
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standby:
+    """Who receives what is committed: another server, or an archive.
+
+    ``behind`` is how many bytes it has not made durable yet, and ``late`` for how long that took lately; both
+    are None, like ``mode``, where our user may not see them.
+    """
+
+    name: str
+    streams: bool
+    mode: str | None
+    behind: int | None
+    late: timedelta
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it only keeps what it receives, and never takes over."""
+        return self.name.startswith(_ARCHIVES)
+
+    @property
+    def is_synchronous(self) -> bool:
+        """Whether commits wait for it, or for enough like it."""
+        return self.streams and self.mode in _SYNCHRONOUS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replication:
+    """How what is committed here gets elsewhere; ``needed`` is how many have to have a commit before it returns."""
+
+    is_standby: bool
+    needed: int
+    waits: bool
+    standbys: tuple[Standby, ...]
+
+    @property
+    def synchronous(self) -> int:
+        """How many standbys there are that a commit may wait for."""
+        return sum(standby.is_synchronous for standby in self.standbys)
+
+    @property
+    def at_risk(self) -> int:
+        """How many bytes the standby that is nearest does not have yet."""
+        return min((standby.behind or 0 for standby in self.standbys), default=0)
+
+
+def read(connection: Connection) -> Replication | None:
+    """Return how a server replicates; None for SQLite, which does not."""
+    if connection.dialect.name != "postgresql":
+        return None
+    is_standby, names, commit = connection.execute(_SETTINGS).one()
+    standbys = () if is_standby else tuple(_standbys(connection))
+    return Replication(is_standby=is_standby, needed=needed(names), waits=commit in _WAITING, standbys=standbys)
+
+
+def _standbys(connection: Connection) -> Iterable[Standby]:
+    for row in connection.execute(_STANDBYS):
+        yield Standby(
+            name=row.application_name,
+            streams=row.state == "streaming",
+            mode=row.sync_state,
+            behind=row.behind,
+            # Null as long as nothing is under way.
+            late=row.late if row.late is not None and row.behind else timedelta(0),
+        )
+
+
+def needed(names: str) -> int:
+    """Return how many standbys a value of ``synchronous_standby_names`` makes a commit wait for."""
+    if not names.strip():
+        return 0
+    counted = _COUNTED.match(names.strip())
+    return int(counted[1]) if counted else 1

@@ -1,0 +1,118 @@
+"""Whether a lost node would lose anything, in words: who has what was committed, and who is there to take over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from ..core.errors import DatabaseUnavailable
+from ..persistence.database import Database
+from ..persistence.hosts import each_alone
+from ..persistence.replication import Replication, Standby
+from .check import Check, degraded, ok, span, warning
+from .question import Question
+
+_UNITS: Final = ("bytes", "kB", "MB", "GB")
+_THOUSAND: Final = 1000
+_NAME: Final = "replication"
+
+
+def replication(found: Replication | None) -> Iterator[Check]:
+    """Say what the loss of a node would cost at this moment."""
+    if found is not None:
+        yield _judge(found)
+
+
+def _judge(found: Replication) -> Check:
+    if found.is_standby:
+        remedy = "name every node in AEGIS_DATABASE_URL, with target_session_attrs=read-write"
+        return degraded(_NAME, "this is a standby, which takes no writes", remedy)
+    if not found.needed and all(standby.is_archive for standby in found.standbys):
+        return ok(_NAME, "none: one server, whose disk and backups are what there is")
+    who = "; ".join(map(_standby, found.standbys))
+    if any(standby.mode is None for standby in found.standbys):
+        remedy = "grant it pg_monitor to see how far they are"
+        return warning(_NAME, f"{len(found.standbys)} receive what is committed: this user may not see more", remedy)
+    if not found.needed or not found.waits:
+        why = "synchronous_commit does not wait for one" if found.needed else "none of them is synchronous"
+        lost = f"a lost primary loses up to {size(found.at_risk)}: {why}" if found.standbys else why
+        return warning(_NAME, f"{lost} ({who})" if who else lost, "set synchronous_standby_names for an RPO of 0")
+    if found.synchronous < found.needed:
+        has = f"{found.synchronous} of {found.needed} synchronous standbys {'is' if found.needed == 1 else 'are'} there"
+        return degraded(_NAME, f"writes wait: {has}", "start the standbys; nothing is lost meanwhile")
+    spare = found.synchronous - found.needed
+    says = f"a lost node loses nothing: {_count(found.synchronous)}"
+    return ok(_NAME, f"{says} ({who})" if spare else f"{says}; without it, writes wait ({who})")
+
+
+def _count(number: int) -> str:
+    return f"{number} synchronous standby{'s' if number > 1 else ''}"
+
+
+def _standby(standby: Standby) -> str:
+    mode = "synchronous" if standby.is_synchronous else "asynchronous" if standby.streams else "catching up"
+    return f"{standby.name} {mode}, {size(standby.behind or 0)} and {span(standby.late)} behind"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people."""
+    amount, unit = float(count), 0
+    while amount >= _THOUSAND and unit < len(_UNITS) - 1:
+        amount, unit = amount / _THOUSAND, unit + 1
+    return f"{amount:.0f} {_UNITS[unit]}" if unit == 0 else f"{amount:.1f} {_UNITS[unit]}"
+
+
+# --- each node by itself ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    place: str
+    role: str
+
+
+class Nodes:
+    """Every host of an address with several, asked by itself and at the same time."""
+
+    def __init__(self, url: str) -> None:
+        self._asked = {place: Question(partial(_ask, place, alone), _silent) for place, alone in each_alone(url)}
+
+    def answer(self, deadline: float) -> Iterator[Check]:
+        """Say which of them are there, once the deadline has come."""
+        if not self._asked:
+            return
+        seen: list[_Seen] = []
+        for place, question in self._asked.items():
+            found, _ = question.answer(deadline)
+            seen += found or [_Seen(place=place, role="")]
+        yield _judge_nodes(seen)
+
+
+def _judge_nodes(seen: list[_Seen]) -> Check:
+    says = ", ".join(f"{one.place} {one.role or 'does not answer'}" for one in seen)
+    primaries = [one.place for one in seen if one.role == "primary"]
+    if len(primaries) > 1:
+        remedy = "see who leads (`patronictl list`); commits wait on the one that nobody follows"
+        return degraded("nodes", f"{says}: {len(primaries)} take themselves for the primary", remedy)
+    if not all(one.role for one in seen):
+        return degraded("nodes", says, "see that it is up: until then, fewer can take over")
+    return ok("nodes", says)
+
+
+def _silent(_error: Exception) -> list[_Seen]:
+    """Say nothing: what it is that it lacks, the check of the database says."""
+    return []
+
+
+def _ask(place: str, url: str) -> Iterator[_Seen]:
+    database = Database(url, pool_size=1, pre_ping=False)
+    try:
+        with database.statement() as connection:
+            is_standby = connection.exec_driver_sql("SELECT pg_is_in_recovery()").scalar_one()
+        yield _Seen(place=place, role="standby" if is_standby else "primary")
+    except DatabaseUnavailable:
+        return
+    finally:
+        database.close()

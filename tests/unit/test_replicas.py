@@ -1,0 +1,102 @@
+"""What a lost node would cost, in words: every combination of who is there and who is waited for."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from aegis.persistence.replication import Replication, Standby, needed
+from aegis.tasks.check import State
+from aegis.tasks.replicas import replication, size
+
+
+def standby(name: str, mode: str | None = "quorum", *, streams: bool = True, behind: int = 0) -> Standby:
+    return Standby(name=name, streams=streams, mode=mode, behind=behind, late=timedelta(0))
+
+
+def judged(
+    *standbys: Standby, names: str = "ANY 1 (b, c)", waits: bool = True, is_standby: bool = False
+) -> tuple[State, str]:
+    found = Replication(is_standby=is_standby, needed=needed(names), waits=waits, standbys=standbys)
+    (check,) = replication(found)
+    assert bool(check.remedy) == (check.state is not State.OK)
+    return check.state, check.says
+
+
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        ("", 0),
+        (" ", 0),
+        ("*", 1),
+        ("b", 1),
+        ("b, c", 1),
+        ('"node-1"', 1),
+        ("2 (b, c)", 2),
+        ("FIRST 2 (b, c)", 2),
+        ('ANY 1 ("node-1","node-2")', 1),
+        ("any 2(b,c,d)", 2),
+        ("anyone, b", 1),
+    ],
+)
+def test_how_many_standbys_a_commit_waits_for(names: str, count: int) -> None:
+    assert needed(names) == count
+
+
+def test_one_server_alone_is_no_reason_to_warn() -> None:
+    assert judged(names="") == (State.OK, "none: one server, whose disk and backups are what there is")
+    archive = standby("barman_receive_wal", "async", behind=16_000_000)
+    assert judged(archive, names="")[0] is State.OK
+
+
+def test_two_synchronous_standbys_of_which_one_is_needed_lose_nothing() -> None:
+    state, says = judged(standby("b"), standby("c"))
+    assert state is State.OK
+    assert says.startswith("a lost node loses nothing: 2 synchronous standbys (b synchronous, 0 bytes and 0.0 s behind")
+
+
+def test_the_last_synchronous_standby_is_said_to_be_the_last() -> None:
+    state, says = judged(standby("b"), standby("c", streams=False))
+    assert state is State.OK
+    assert "1 synchronous standby; without it, writes wait (b synchronous" in says
+    assert "c catching up" in says
+
+
+def test_no_synchronous_standby_is_there_and_writes_wait() -> None:
+    assert judged() == (State.DEGRADED, "writes wait: 0 of 1 synchronous standbys is there")
+    assert judged(standby("b"), names="ANY 2 (b, c)")[1] == "writes wait: 1 of 2 synchronous standbys are there"
+    assert judged(standby("b", "potential"))[0] is State.DEGRADED
+
+
+def test_asynchronous_standbys_lose_what_the_nearest_lacks() -> None:
+    state, says = judged(standby("b", "async", behind=2_500_000), standby("c", "async", behind=4_000), names="")
+    assert state is State.WARNING
+    assert says.startswith("a lost primary loses up to 4.0 kB: none of them is synchronous (b asynchronous, 2.5 MB")
+
+
+def test_synchronous_standbys_that_nobody_waits_for() -> None:
+    state, says = judged(standby("b"), waits=False)
+    assert state is State.WARNING
+    assert says.startswith("a lost primary loses up to 0 bytes: synchronous_commit does not wait for one")
+
+
+def test_who_may_not_see_the_standbys_is_told_so() -> None:
+    hidden = Standby(name="b", streams=False, mode=None, behind=None, late=timedelta(0))
+    assert judged(hidden) == (State.WARNING, "1 receive what is committed: this user may not see more")
+
+
+def test_a_standby_that_is_taken_for_the_database() -> None:
+    assert judged(is_standby=True) == (State.DEGRADED, "this is a standby, which takes no writes")
+
+
+def test_a_database_that_does_not_replicate_says_nothing() -> None:
+    assert list(replication(None)) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (1_500_000, "1.5 MB"), (7 * 10**12, "7000.0 GB")],
+)
+def test_sizes(count: int, shown: str) -> None:
+    assert size(count) == shown
