@@ -79,6 +79,14 @@ class Context(Protocol):
 
         """
 
+    def set_attributes(self, attributes: Mapping[str, str | int | float | bool]) -> None:
+        """Be found by these attributes, instead of those before, from when this transition is recorded on.
+
+        Raises:
+            InvalidHandlerResult: they are no attributes.
+
+        """
+
     def effect(
         self,
         name: str,

@@ -28,6 +28,7 @@ from ..core.errors import (
 from ..core.machine import Edge, WaitingEvent
 from ..core.recovery import is_overdue
 from ..core.retry import RetryAfter
+from ..core.starting import Attribute
 from ..core.workflow import Workflow, handle, read_data, registry, snapshot, state_of
 from ..persistence import approvals, effects, inbox, moves, operations, repository, seal
 from ..persistence.database import (
@@ -202,7 +203,7 @@ class Attempt:
             target = self._handle(edge, workflow, context, payload)
             context.check_ground()
             context.effects.need_no_doubt()
-            move = self._advance(edge, target, workflow, event)
+            move = self._advance(edge, target, workflow, event, attributes=context.attributes)
             return self._record_and_send(edge, event, move, context) if context.outbox else Record(move=move)
         except (ClaimLost, OnTheGround, *INTERRUPTIONS):
             raise
@@ -220,7 +221,7 @@ class Attempt:
             with self.bench.database.transaction() as session:
                 context = self._context_of(edge, workflow, session)
                 target = self._handle_within(session, edge, workflow, context, payload)
-                move = self._advance(edge, target, workflow, event)
+                move = self._advance(edge, target, workflow, event, attributes=context.attributes)
                 return self._commit_and_send(session, move, context.outbox)
         except DatabaseUnavailable as error:
             return self._unanswered(edge, event, move, error)
@@ -301,6 +302,8 @@ class Attempt:
         workflow: Workflow,
         event: WaitingEvent | None,
         error: Mapping[str, Any] | None = None,
+        *,
+        attributes: Mapping[str, Attribute] | None = None,
     ) -> Move:
         return moves.advance(
             self.position,
@@ -316,6 +319,7 @@ class Attempt:
             at=self._now(),
             max_bytes=self.bench.settings.max_bytes,
             mac_key=self.bench.mac_key,
+            attributes=attributes,
         )
 
     def _failed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from typing_extensions import override
@@ -11,8 +11,9 @@ from typing_extensions import override
 from ..config.logging import get_logger
 from ..core.approval import Approval
 from ..core.effect import is_runnable
-from ..core.errors import ClaimLost, DatabaseUnavailable, InvalidHandlerResult
+from ..core.errors import ClaimLost, DatabaseUnavailable, InvalidData, InvalidHandlerResult, InvalidName, NotCanonical
 from ..core.machine import Edge
+from ..core.starting import Attribute, check_attributes
 from ..core.workflow import Context, Workflow, snapshot
 from ..persistence import inbox, moves, repository
 from ..persistence.database import Session
@@ -55,6 +56,8 @@ class HandlerContext(Context):
         self._approvals = approvals
         self.outbox: list[Message] = []
         """The events that go out with the transition."""
+        self.attributes: Mapping[str, Attribute] | None = None
+        """What the workflow is found by from then on; None: as before."""
         self._look_every = bench.settings.checkpoint_interval / _LOOKS_PER_INTERVAL
         self._looked = time.monotonic()
         self.newest = newest
@@ -155,6 +158,13 @@ class HandlerContext(Context):
     @override
     def effect_key(self, name: str) -> str:
         return self.effects.key(name)
+
+    @override
+    def set_attributes(self, attributes: Mapping[str, Attribute]) -> None:
+        try:
+            self.attributes = check_attributes(attributes)
+        except (InvalidData, InvalidName, NotCanonical) as error:
+            raise InvalidHandlerResult(self._name, str(error)) from error
 
     @override
     def checkpoint(self) -> None:

@@ -25,7 +25,7 @@ def aegis(idle: Deployment) -> CommandLine:
 @pytest.fixture(scope="module", autouse=True)
 def _given(idle: Deployment) -> None:
     """A workflow that waits at its beginning, one that was given up, a file that is no JSON, and a large one."""
-    idle.engine.start(Steps(), id="there")
+    idle.engine.start(Steps(), id="there", singleton="taken")
     idle.engine.start(Steps(), id="gone")
     idle.engine.cancel("gone")
     (idle.folder / "broken.json").write_text('{"title": ')
@@ -82,6 +82,29 @@ BAD: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("start", "Steps", "--id", "there", "--data", '{"pause": 1.5}'), ("other input", "/pause: 0 then, 1.5 now")),
     (("start", "Long", "--id", "there"), ("other input", "type: Steps then, Long now")),
     (("cancel", "there", "--reason", "x" * 2001), ("reason", "2001 characters", "2000")),
+    # on what conditions
+    (("start", "Steps", "--delay", "soon"), ("'soon' is neither a span such as 90d", "--delay")),
+    (("start", "Steps", "--delay", "99999d"), ("/delay", "36525 days")),
+    (("start", "Steps", "--deadline", "0s"), ("/deadline", "is not after")),
+    (("start", "Steps", "--deadline", "2020-01-01"), ("/deadline", "is not after")),
+    (("start", "Steps", "--deadline", "10m", "--delay", "10m"), ("/deadline", "when it begins")),
+    (("start", "Steps", "--priority", "10"), ("/priority", "from 0 to 9")),
+    (("start", "Steps", "--priority", "high"), ("--priority", "'high'")),
+    (("start", "Steps", "--queue", "a b"), ("'a b' is not a queue",)),
+    (("start", "Steps", "--attribute", "customer"), ("'customer' is no name=value", "customer=7")),
+    (("start", "Steps", "--attribute", "a b=1"), ("'a b' is not a name for an attribute",)),
+    (("start", "Steps", "--attribute", "a=1", "--attribute", "a=2"), ("'a' is given twice",)),
+    (("start", "Steps", "--attribute", "a=" + "x" * 20_000), ("16384",)),
+    (("start", "Steps", "--singleton", "a b"), ("'a b' is not a singleton key",)),
+    (("start", "Steps", "--attach"), ("/attach", "singleton")),
+    (("start", "Steps", "--singleton", "taken"), ("'there'", "has the singleton key 'taken'", "attach=True")),
+    (("start", "Steps", "--id", "there", "--singleton", "taken", "--priority", "3"), ("/priority: nothing then",)),
+    (("retry", "there", "--deadline", "soon"), ("'soon' is neither a span",)),
+    (("retry", "--all", "--deadline", "1h"), ("one workflow",)),
+    (("list", "--where", "customer"), ("'customer' is no name=value",)),
+    (("list", "--where", "a b=1"), ("'a b' is not a name for an attribute",)),
+    (("list", "--created-after", "yesterday"), ("'yesterday' is no time such as",)),
+    (("list", "--after", "nobody"), ("there is no workflow 'nobody'",)),
     # events
     (("send", "nobody", "decide"), ("there is no workflow 'nobody'", "aegis list")),
     (("send", "there", "shout"), ("Steps accepts no event 'shout'", "none at all")),

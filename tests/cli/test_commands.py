@@ -22,6 +22,7 @@ from aegis.persistence import schema
 SUMMARY = {
     *("id", "type", "version", "state", "status", "seq", "following", "accepts", "attempt", "worker"),
     *("inbox", "pausing", "timer_at", "ready_at", "due_at", "error", "created_at", "updated_at"),
+    *("priority", "queue", "attributes", "deadline", "singleton", "entered_at"),
 }
 LINK = {
     *("workflow_id", "seq", "event", "from_state", "to_state", "actor", "attempt", "at", "hash", "prev", "payload"),
@@ -30,14 +31,14 @@ CHECKS = ["database", "schema", "workers", "beat", "backlog", "due", "RPO now", 
 CHECKS += ["append-only", "mac", "broker", "anchors", "backup", "drills"]
 
 
-def start(aegis: CommandLine, type_name: str, workflow_id: str, data: str = "{}") -> None:
-    said = aegis("start", type_name, "--id", workflow_id, "--data", data)
+def start(aegis: CommandLine, type_name: str, workflow_id: str, data: str = "{}", *conditions: str) -> None:
+    said = aegis("start", type_name, "--id", workflow_id, "--data", data, *conditions)
     assert said.status == 0, said
 
 
-def paper(aegis: CommandLine, deployment: Deployment, workflow_id: str) -> None:
+def paper(aegis: CommandLine, deployment: Deployment, workflow_id: str, *conditions: str) -> None:
     """Start a paper, and wait until it waits for its decision."""
-    start(aegis, "Paper", workflow_id, '{"title": "On rivers"}')
+    start(aegis, "Paper", workflow_id, '{"title": "On rivers"}', *conditions)
     deployment.await_status(workflow_id, "waiting")
 
 
@@ -142,6 +143,44 @@ def test_an_id_is_printed_as_it_is(aegis: CommandLine) -> None:
     assert the_line(said) == "order:x:1 accepted"
 
 
+def test_start_takes_every_condition_and_show_tells_of_each(aegis: CommandLine) -> None:
+    given = ("--delay", "1h", "--priority", "7", "--queue", "night", "--deadline", "2h", "--singleton", "only")
+    named = ("--attribute", "customer=7", "--attribute", "city=Graz", "--attribute", "vip=true", "--attribute", 'zip="01"')
+    start(aegis, "Steps", "conditions", "{}", *given, *named)
+    plain, as_json = aegis.both("show", "conditions")
+    row = as_json.document()["workflow"]
+    assert row["attributes"] == {"customer": 7, "city": "Graz", "vip": True, "zip": "01"}
+    assert (row["priority"], row["queue"], row["singleton"], row["status"]) == (7, "night", "only", "pending")
+    assert row["ready_at"] == row["entered_at"] < row["deadline"]
+    for line in (
+        r"^begins  \d{4}-",
+        r"^until   \d{4}-.*, its deadline$",
+        r"^goes    on queue night, with priority 7$",
+        r"^alone   with the key only$",
+        r'^found   by city="Graz", customer=7, vip=true, zip="01"$',
+    ):
+        assert re.search(line, plain.stdout, re.MULTILINE), line
+    again = ("start", "Steps", "--id", "other", "--singleton", "only")
+    assert "'conditions'" in aegis(*again).complaint()
+    attached = aegis(*again, "--attach", "--json").document()
+    assert attached == {"id": "conditions", "new": False, "rung": True}
+    assert [one["id"] for one in aegis("list", "--where", "customer=7", "--json").document()] == ["conditions"]
+    assert aegis("list", "--where", 'customer="7"', "--json").document() == []
+    assert aegis("list", "--where", "zip=01", "--json").document()[0]["id"] == "conditions"
+    assert aegis("cancel", "conditions").status == 0
+
+
+def test_a_deadline_that_passed_is_told_and_another_one_given(aegis: CommandLine, living: Deployment) -> None:
+    paper(aegis, living, "late", "--deadline", "3s")
+    living.await_status("late", "failed")
+    shown = aegis("show", "late").stdout
+    assert "the deadline of workflow 'late' passed at" in shown
+    assert "--deadline 2h" in aegis("retry", "late").complaint()
+    assert aegis("retry", "late", "--deadline", "2h").status == 0
+    assert living.status("late") == "waiting"
+    assert aegis("cancel", "late").status == 0
+
+
 # --- list -------------------------------------------------------------------------------------
 
 
@@ -191,6 +230,17 @@ def test_list_has_the_newest_first_and_no_more_than_the_limit(listed: CommandLin
     assert lines[1].split()[:5] == ["listed-3", "Paper", "review", "waiting", "1"]
     assert lines[1].rstrip().endswith("on decide")
     assert len(lines) == 3
+
+
+def test_list_goes_through_pages_and_times(listed: CommandLine) -> None:
+    first = listed("list", "--limit", "1", "--json").document()[0]
+    assert first["id"] == "listed-3"
+    second = listed("list", "--limit", "1", "--after", "listed-3", "--json").document()[0]
+    assert second["id"] == "listed-2"
+    older = listed("list", "--created-before", second["created_at"], "--json").document()
+    assert older[0]["id"] == "listed-1"
+    newer = listed("list", "--created-after", second["created_at"], "--json").document()
+    assert [row["id"] for row in newer] == ["listed-3"]
 
 
 def test_list_says_when_there_is_nothing(listed: CommandLine) -> None:

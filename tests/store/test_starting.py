@@ -21,7 +21,7 @@ from store_workbench import (
     sql,
     value,
 )
-from store_workflows import Act, Alarm, Letter, Once, Page, Parcel, Stage
+from store_workflows import Act, Alarm, Booking, Letter, Once, Page, Parcel, Stage
 
 from aegis import Context, Retry, Workflow, transition
 from aegis.core.bell import Bell
@@ -257,6 +257,34 @@ def test_workflows_are_found_by_their_attributes(engine: DurableWorkflowEngine, 
     run_transition(bench, "a", 0)
     assert engine.describe("a").attributes == {"customer": 7, "vip": True, "city": "Graz", "rate": 1.5}
     assert [one.id for one in engine.list(attributes={"customer": 7}, status="completed")] == ["a"]
+
+
+def test_a_handler_changes_what_its_workflow_is_found_by(
+    engine: DurableWorkflowEngine, bench: Bench, script: dict[str, Act]
+) -> None:
+    script["pack"] = lambda _, ctx: ctx.set_attributes({"stage": "packed", "weight": 2.5})
+    engine.start(Parcel(), id="p", attributes={"customer": 7})
+    assert run_transition(bench, "p", 0) is Ended.COMMITTED
+    assert engine.describe("p").attributes == {"stage": "packed", "weight": 2.5}
+    assert [one.id for one in engine.list(attributes={"weight": 2.5})] == ["p"]
+    assert engine.list(attributes={"customer": 7}) == []
+    assert engine.history("p")[-1].payload == {"attributes": {"stage": "packed", "weight": 2.5}}
+    engine.send("p", "decide", {"send": True})
+    run_where_it_is_sent(bench, "p", 1)
+    assert engine.describe("p").attributes == {"stage": "packed", "weight": 2.5}
+    assert engine.verify_integrity("p") == (True, None)
+
+
+@pytest.mark.parametrize("given", [{"a": [1]}, {"no name": 1}, {"a": "\0"}, None, 7])
+def test_a_handler_that_sets_what_cannot_be_has_failed(
+    engine: DurableWorkflowEngine, bench: Bench, script: dict[str, Act], given: Any
+) -> None:
+    script["book"] = lambda _, ctx: ctx.set_attributes(given)
+    engine.start(Booking(), id="b", attributes={"customer": 7})
+    run_transition(bench, "b", 0)
+    found = engine.describe("b")
+    assert found.status == ("failed" if given is not None else "completed")
+    assert found.attributes == ({} if given is None else {"customer": 7})
 
 
 def test_the_index_is_used(engine: DurableWorkflowEngine, database: Database) -> None:

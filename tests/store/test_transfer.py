@@ -47,6 +47,7 @@ from aegis.core.errors import (
     InvalidName,
     LogBroken,
     NotABundle,
+    SingletonConflict,
     UnknownWorkflowType,
     WorkflowNotFound,
     WorkflowPurged,
@@ -235,6 +236,38 @@ def test_approvals_go_on_in_another_deployment(home: Place, away: Place) -> None
     assert away.verified() == []
     away.anchor()
     assert told(away.engine.export_bundle(ID), AWAY_KEY) == ([], [])
+
+
+def test_conditions_move_with_a_workflow(home: Place, away: Place, script: dict[str, Act]) -> None:
+    script["pack"] = lambda _, ctx: ctx.set_attributes({"stage": "packed"})
+    given: dict[str, Any] = {"priority": 7, "queue": "home", "attributes": {"customer": 7}, "singleton": "k"}
+    home.engine.start(Parcel(), id=ID, deadline=timedelta(hours=1), **given)
+    home.engine.start(Once(), id="later", delay=timedelta(hours=1))
+    home.run(0)
+    home.anchor()
+    for name in (ID, "later"):
+        before = home.engine.describe(name)
+        away.engine.import_bundle(home.engine.export_bundle(name))
+        after = away.engine.describe(name)
+        for what in ("priority", "queue", "attributes", "deadline", "singleton", "entered_at"):
+            assert getattr(after, what) == getattr(before, what), what
+    assert away.engine.describe(ID).attributes == {"stage": "packed"}
+    away.engine.resume("later")
+    assert row(away.database, "later").ready_at == home.engine.describe("later").entered_at
+    away.engine.resume(ID)
+    assert row(away.database, ID).ready_at == home.engine.describe(ID).deadline
+    with pytest.raises(SingletonConflict):
+        away.engine.start(Parcel(), singleton="k")
+
+
+def test_a_key_that_another_has_where_it_moves_to_is_said(home: Place, away: Place) -> None:
+    home.engine.start(Once(), id=ID, singleton="k")
+    home.anchor()
+    away.engine.start(Once(), id="holder", singleton="k")
+    before = everything(away.database)
+    with pytest.raises(BundleRefused, match="singleton key 'k'"):
+        away.engine.import_bundle(home.engine.export_bundle(ID))
+    assert everything(away.database) == before
 
 
 def test_what_was_imported_is_exported_again_and_verifies_everywhere(

@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import Enum, IntEnum, StrEnum
 from typing import Any, Final, Literal, TypeVar
 
@@ -951,6 +951,105 @@ def bad_name_of_the_engine() -> None:
 
         @transition(Gate.SHUT, Gate.OPEN)
         def disregarded(self, ctx: Context) -> None: ...
+
+
+@refused("lapse", "it has deadline=True, and on= or after= beside it", "declare one transition for the deadline")
+def bad_deadline_on_an_event() -> None:
+    class BadDeadlineOnAnEvent(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN)
+        def push(self, ctx: Context) -> None: ...
+
+        @transition(Gate.SHUT, Gate.GONE, deadline=True, on="lapse")
+        def lapse(self, ctx: Context, _: None) -> None: ...
+
+
+@refused("lapse", "it has deadline=True, and on= or after= beside it", "declare one transition for the deadline")
+def bad_deadline_after() -> None:
+    class BadDeadlineAfter(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN)
+        def push(self, ctx: Context) -> None: ...
+
+        @transition(Gate.SHUT, Gate.GONE, deadline=True, after=timedelta(days=1))
+        def lapse(self, ctx: Context) -> None: ...
+
+
+@refused("second", "state 'shut' already has first for the deadline", "keep one of the two")
+def bad_deadline_twice() -> None:
+    class BadDeadlineTwice(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN)
+        def push(self, ctx: Context) -> None: ...
+
+        @transition(Gate.SHUT, Gate.GONE, deadline=True)
+        def first(self, ctx: Context) -> None: ...
+
+        @transition((Gate.SHUT, Gate.OPEN), Gate.GONE, deadline=True)
+        def second(self, ctx: Context) -> None: ...
+
+
+@refused("lapse", "nothing but the deadline leaves state 'open'", "give the state another way out")
+def bad_deadline_alone() -> None:
+    class BadDeadlineAlone(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN)
+        def push(self, ctx: Context) -> None: ...
+
+        @transition(Gate.OPEN, Gate.GONE, deadline=True)
+        def lapse(self, ctx: Context) -> None: ...
+
+
+@refused("lapse", "deadline='tomorrow' has the wrong type", "write it like deadline=True")
+def bad_deadline_that_is_a_moment() -> None:
+    class BadDeadlineThatIsAMoment(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN)
+        def push(self, ctx: Context) -> None: ...
+
+        @transition(Gate.SHUT, Gate.GONE, deadline="tomorrow")  # type: ignore[arg-type]
+        def lapse(self, ctx: Context) -> None: ...
+
+
+@refused("lapse", "its handler takes 'payload', but there is no event to give it", "remove the parameter")
+def bad_deadline_with_a_payload() -> None:
+    class BadDeadlineWithAPayload(Workflow):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN)
+        def push(self, ctx: Context) -> None: ...
+
+        @transition(Gate.SHUT, Gate.GONE, deadline=True)
+        def lapse(self, ctx: Context, payload: int) -> None: ...
+
+
+def test_a_deadline_stands_beside_whatever_else_leaves_a_state() -> None:
+    class Deadlined(Workflow, name="definitions.Deadlined"):
+        state: Gate = Gate.SHUT
+
+        @transition(Gate.SHUT, Gate.OPEN)
+        def push(self, ctx: Context) -> None: ...
+
+        @transition((Gate.SHUT, Gate.OPEN), Gate.GONE, deadline=True)
+        def lapse(self, ctx: Context) -> None: ...
+
+        @transition(Gate.OPEN, Gate.GONE, on="take")
+        def take(self, ctx: Context, _: None) -> None: ...
+
+    definition = Deadlined.definition
+    edge = definition.at_deadline("open")
+    assert edge is not None
+    assert (edge.name, edge.kind) == ("lapse", Kind.DEADLINE)
+    assert definition.at_deadline("gone") is None
+    pending = definition.pending("shut", entered_at=datetime(2026, 1, 1, tzinfo=UTC))
+    assert pending.automatic is not None
+    assert (pending.automatic.name, pending.timer, pending.accepts) == ("push", None, ())
+    assert "open --> gone: lapse at the deadline" in definition.diagram()
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.make.__name__)
