@@ -14,9 +14,8 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from .canonical import Json, canonical, load
 from .chain import ENGINE_EVENTS, timestamp
 from .errors import InvalidData, InvalidName
-from .names import MAX_NAME, is_queue_name
+from .names import MAX_NAME, check_name, check_new_id, is_queue_name
 from .rules import LONGEST_TIMER
-from .names import check_name, check_new_id
 from .workflow import Workflow
 
 W = TypeVar("W", bound=Workflow)

@@ -11,6 +11,7 @@ from .core.effect import Happened
 from .core.errors import AegisError, ConfigurationError, DidNotHappen
 from .core.machine import Definition
 from .core.retry import Retry, RetryAfter
+from .core.starting import Start
 from .core.upgrade import upgrade
 from .core.workflow import Context, Workflow, transition
 
@@ -27,6 +28,7 @@ __all__ = [
     "Happened",
     "Retry",
     "RetryAfter",
+    "Start",
     "Workflow",
     "transition",
     "upgrade",
