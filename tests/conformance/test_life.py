@@ -12,6 +12,7 @@ from stores import World, make_engine, make_runner
 from aegis.core.errors import (
     EventConflict,
     InvalidData,
+    SingletonConflict,
     StartConflict,
     UnknownEvent,
     WaitTimeout,
@@ -284,3 +285,37 @@ def test_wait_gives_up_in_time(world: World) -> None:
         world.engine.wait("l", timeout=0.05)
     with pytest.raises(WorkflowNotFound):
         world.engine.wait("nobody", timeout=1)
+
+
+def test_workflows_are_found_by_their_attributes(world: World) -> None:
+    for number, attributes in enumerate(({"customer": 7}, {"customer": 7, "urgent": True}, {"customer": 8}, None)):
+        world.engine.start(Once(), id=f"o{number}", attributes=attributes)
+    assert [one.id for one in world.engine.list(attributes={"customer": 7})] == ["o1", "o0"]
+    assert [one.id for one in world.engine.list(attributes={"customer": 7, "urgent": True})] == ["o1"]
+    assert world.engine.list(attributes={"customer": "7"}) == []
+    assert world.engine.list(attributes={"urgent": 1}) == []
+
+
+def test_one_workflow_at_a_time_has_a_key(world: World) -> None:
+    world.engine.start(Once(), id="first", singleton="nightly")
+    with pytest.raises(SingletonConflict):
+        world.engine.start(Once(), id="second", singleton="nightly")
+    attached = world.engine.start(Once(), id="third", singleton="nightly", attach=True)
+    assert (attached.id, attached.new) == ("first", False)
+    world.run()
+    assert world.engine.start(Once(), id="fourth", singleton="nightly").new is True
+
+
+def test_many_are_tried_again_at_once(world: World, script: dict[str, Any]) -> None:
+    def fail(workflow: Any, _: Any) -> None:
+        raise ConnectionError(f"no line to {workflow.note}")
+
+    script["act"] = fail
+    for town in ("Rome", "Paris", "Rome"):
+        world.engine.start(Once(note=town))
+    world.run()
+    assert len(world.engine.list(status="failed")) == 3
+    script.clear()
+    assert world.engine.retry_all(error="line to rome", reason="the line is mended") == 2
+    world.run()
+    assert len(world.engine.list(status="completed")) == 2
