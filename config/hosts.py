@@ -14,8 +14,10 @@ _TARGET: Final = "target_session_attrs"
 _WRITABLE: Final = frozenset({"read-write", "primary"})
 
 
-def several_hosts(url: str) -> str:
+def several_hosts(url: str, *, for_writing: bool = True) -> str:
     """Return an address as it was given, with its hosts where drivers look for them, if there are several.
+
+    ``for_writing``, it has to lead to the primary among them.
 
     Raises:
         ValueError: what is wrong with it, in words.
@@ -39,7 +41,8 @@ def several_hosts(url: str) -> str:
     if any("[" in host for host in hosts):
         msg = "where there are several hosts, an IPv6 address has to be given by a name"
         raise ValueError(msg)
-    query = _with_target(query)
+    if for_writing:
+        query = _with_target(query)
     return urlunsplit(parts._replace(query=urlencode(query, safe="/:,")))
 
 

@@ -161,21 +161,13 @@ class Settings(BaseModel):
     @classmethod
     def _postgresql(cls, value: str) -> str:
         """Name the driver: SQLAlchemy's own default for a plain ``postgresql://`` is another one."""
-        for plain in ("postgresql://", "postgres://"):
-            if value.startswith(plain):
-                return several_hosts("postgresql+psycopg2://" + value.removeprefix(plain))
-        if value.startswith("sqlite"):
-            msg = "workers and commands need PostgreSQL; give SQLite's address to DurableWorkflowEngine itself"
-            raise ValueError(msg)
-        if value and not value.startswith("postgresql+psycopg2://"):
-            msg = "it is not a postgresql:// address"
-            raise ValueError(msg)
-        return several_hosts(value)
+        return several_hosts(_with_driver(value))
 
     @field_validator("replica_url", mode="after")
     @classmethod
     def _standbys(cls, value: str) -> str:
-        return cls._postgresql(value)
+        """Take any host that is named: which of them are standbys at the moment, whoever reads finds out."""
+        return several_hosts(_with_driver(value), for_writing=False)
 
     @field_validator("broker_url", mode="after")
     @classmethod
@@ -323,6 +315,19 @@ def safe_url(url: str) -> str:
 
 # Where a driver takes it by its name: "?password=...", "host=... password=...".
 _IN_WORDS: Final = re.compile(r"(?i)((?:password|passwd|passfile|sslpassword)=)[^&\s;]*")
+
+
+def _with_driver(url: str) -> str:
+    for plain in ("postgresql://", "postgres://"):
+        if url.startswith(plain):
+            return "postgresql+psycopg2://" + url.removeprefix(plain)
+    if url.startswith("sqlite"):
+        msg = "workers and commands need PostgreSQL; give SQLite's address to DurableWorkflowEngine itself"
+        raise ValueError(msg)
+    if url and not url.startswith("postgresql+psycopg2://"):
+        msg = "it is not a postgresql:// address"
+        raise ValueError(msg)
+    return url
 
 
 def _without_password(url: str) -> str:

@@ -24,6 +24,7 @@ from . import sqlite
 from .database import Database, see_through
 from .doubt import doubt_in
 from .outage import reason_of
+from .racing import first_to_serve
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -105,15 +106,22 @@ class AsyncDatabase(Database):
     async def _connect(self) -> Any:
         import asyncpg  # noqa: PLC0415 - who uses SQLite needs no driver for PostgreSQL
 
-        plain, several = _places(self.address.set(drivername="postgresql").difference_update_query(_LIBPQ_ALONE))
+        plain, places = _places(self.address.set(drivername="postgresql").difference_update_query(_LIBPQ_ALONE))
+        connect = partial(
+            asyncpg.connect,
+            plain.render_as_string(hide_password=False),
+            timeout=_CONNECT_TIMEOUT,
+            server_settings={"application_name": "aegis"},
+        )
         try:
-            made = await asyncpg.connect(
-                plain.render_as_string(hide_password=False),
-                **several,
-                timeout=_CONNECT_TIMEOUT,
-                server_settings={"application_name": "aegis"},
-            )
-        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            made = await first_to_serve([partial(connect, **place) for place in places])
+        except (
+            OSError,
+            ValueError,
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+        ) as error:
             raise DatabaseUnavailable(self.url, reason_of(error)) from error
         _keep_alive(made)
         self._doubts[made] = []
@@ -165,14 +173,14 @@ class AsyncDatabase(Database):
             self._threads = None
 
 
-def _places(address: URL) -> tuple[URL, dict[str, Any]]:
-    """Return an address without its hosts, where it names several, and these as asyncpg takes them."""
+def _places(address: URL) -> tuple[URL, list[dict[str, Any]]]:
+    """Return an address without its hosts, where it names several, and each of these as asyncpg takes it."""
     named = address.query.get("host")
     if not isinstance(named, tuple):
-        return address, {}
+        return address, [{}]
     pairs = [one.rpartition(":") if ":" in one else (one, ":", str(address.port or 5432)) for one in named]
-    several = {"host": [host for host, _, _ in pairs], "port": [int(port) for _, _, port in pairs]}
-    return address.difference_update_query(["host", "port"]), several
+    places = [{"host": host, "port": int(port)} for host, _, port in pairs]
+    return address.difference_update_query(["host", "port"]), places
 
 
 def _keep_alive(connection: Any) -> None:

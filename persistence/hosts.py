@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from sqlalchemy import URL, Engine, event, make_url
 
+from ..config.hosts import several_hosts
+
 _ONE: Final[Mapping[str, Any]] = {
     "connect_timeout": 5,
     # A host that went dark is noticed in seconds instead of the kernel's two hours.
@@ -45,7 +47,7 @@ def each_alone(url: str) -> Iterator[tuple[str, str]]:
     """Give each host of an address with several, and the address of that one alone, whatever it is at the moment."""
     if not url.startswith("postgresql"):
         return
-    address = make_url(url)
+    address = make_url(several_hosts(url, for_writing=False))
     if are_several(address):
         for host in address.query["host"]:
             alone = address.difference_update_query(["host", "target_session_attrs"]).update_query_dict({"host": host})

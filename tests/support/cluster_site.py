@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import psutil
@@ -33,6 +34,9 @@ class Site:
     @property
     def url(self) -> str:
         return read({"AEGIS_DATABASE_URL": self.cluster.layout.url(), "AEGIS_BROKER_URL": "redis://x"}).database_url
+
+    def url_of(self, nodes: Sequence[Node], target: str = "any") -> str:
+        return self.cluster.layout.url(nodes, target)
 
     def leader(self) -> str:
         found = patroni.leader(self.cluster.members())
