@@ -47,9 +47,8 @@ def timed(what: str, act: Callable[[], T]) -> T:
 def start(engine: DurableWorkflowEngine, first: int, count: int) -> None:
     """Start so many workflows, a thousand in each transaction."""
     for number in range(first, first + count, AT_ONCE):
-        engine.start_many(
-            Start(TenSteps(text="x" * 1000), id=f"w-{each:07}") for each in range(number, min(number + AT_ONCE, first + count))
-        )
+        numbers = range(number, min(number + AT_ONCE, first + count))
+        engine.start_many(Start(TenSteps(text="x" * 1000), id=f"w-{each:07}") for each in numbers)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from functools import cached_property
 from .canonical import Json, canonical
 from .retry import Retry
 
+
 class Kind(StrEnum):
     """What sets a transition off."""
 

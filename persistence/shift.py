@@ -79,11 +79,8 @@ def _check_alone(connection: Connection, name: str) -> None:
 def _make(connection: Connection, name: str) -> None:
     path = str(connection.execute(text("SHOW search_path")).scalar_one())
     connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
-    connection.execute(
-        text(
-            f"CREATE TABLE {SCHEMA}.shift (id int PRIMARY KEY CHECK (id = 1), ahead interval NOT NULL, path text NOT NULL)"
-        )
-    )
+    columns = "id int PRIMARY KEY CHECK (id = 1), ahead interval NOT NULL, path text NOT NULL"
+    connection.execute(text(f"CREATE TABLE {SCHEMA}.shift ({columns})"))
     connection.execute(text(f"INSERT INTO {SCHEMA}.shift VALUES (1, interval '0', :path)"), {"path": path})  # noqa: S608 - no input
     for function, how in _FUNCTIONS.items():
         body = f"SELECT pg_catalog.{function}() + (SELECT ahead FROM {SCHEMA}.shift)"  # noqa: S608 - no input

@@ -58,7 +58,9 @@ class Choice:
         if edge.guard is None:
             return True
         # A guard that kills its worker must come to an end, too; which of them it was, nobody knows.
-        if self._claim.position.attempt > max(one.retry.max_attempts for one in self._definition.leaving(self._claim.position.state)):
+        position = self._claim.position
+        leaving = self._definition.leaving(position.state)
+        if position.attempt > max(one.retry.max_attempts for one in leaving):
             return True
         workflow, payload = self.loaded(event)
         try:

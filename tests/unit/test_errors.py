@@ -78,7 +78,7 @@ SAMPLES: Final[list[tuple[type[AegisError], dict[str, Any], list[str]]]] = [
     (DidNotHappen, {"reason": "no route"}, ["it did not happen: no route"]),
     (DidNotHappen, {"reason": ""}, ["it did not happen"]),
     (
-    EffectInDoubt,
+        EffectInDoubt,
         {"workflow_id": "o-1", "name": "charge", "key": "o-1:1:charge"},
         ["'o-1'", "'charge'", "'o-1:1:charge'", "aegis effect o-1 charge --done JSON", "--redo"],
     ),
