@@ -6,14 +6,15 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from store_workbench import RecordingRing, claimed, everything, make_due, sql, value
-from store_workflows import Act, Booking, Once, Parcel, Relay
+from store_workflows import SCRIPT, Act, Booking, Once, Parcel, Relay
 
-from aegis import Context, DidNotHappen, Happened
+from aegis import Context, DidNotHappen, Happened, Retry, Workflow, transition
 from aegis.core.errors import (
     AegisError,
     DatabaseUnavailable,
@@ -337,6 +338,37 @@ def test_a_retry_without_an_answer_is_in_doubt_again(
     assert run_transition(bench, "p", 2) is Ended.COMMITTED
     assert engine.describe("p").status == "failed"
     assert len(provider.calls) == 1
+
+
+class Way(StrEnum):
+    OPEN = "open"
+    PAID = "paid"
+    GIVEN_UP = "given up"
+
+
+class Careful(Workflow, name="store.Careful"):
+    """A transition that leads to a state of its own where it fails for good."""
+
+    state: Way = Way.OPEN
+
+    @transition(Way.OPEN, Way.PAID, retry=Retry(max_attempts=2, delay=0.1), give_up=Way.GIVEN_UP)
+    def pay(self, ctx: Context) -> Any:
+        return SCRIPT["pay"](self, ctx)
+
+
+def test_a_doubt_does_not_lead_to_the_state_of_giving_up_and_any_other_failure_tells_of_its_effects(
+    engine: DurableWorkflowEngine, bench: Bench, script: Script, provider: Provider
+) -> None:
+    provider.answer = failing(TimeoutError())
+    for name, repeat, state in (("doubtful", False, "open"), ("failed", True, "given up")):
+        script["pay"] = lambda _, ctx, repeat=repeat: ctx.effect("charge", provider.charge, "k", repeat=repeat)
+        engine.start(Careful(), id=name)
+        assert run_transition(bench, name, 0) is Ended.FAILED
+        assert again(bench, name) is Ended.COMMITTED
+        assert engine.describe(name).state == state
+    assert engine.describe("doubtful").status == "failed"
+    payload: Any = engine.history("failed")[-1].payload
+    assert payload["effects"] == [{"name": "charge", "key": "failed:1:charge", "result": None}]
 
 
 @pytest.mark.parametrize("then", [None, ValueError("something else")], ids=["goes on", "raises another"])
