@@ -45,6 +45,7 @@ from aegis.tasks.transition import Ended, run_transition
 
 SEND = Decision(send=True, comment="now")
 SECOND = timedelta(seconds=1)
+TERMS = operations.Terms(actor="user:ada", grace=GRACE, max_bytes=MAX_BYTES)
 
 Script = dict[str, Act]
 
@@ -1021,7 +1022,7 @@ def test_a_checkpoint_from_outside_at_the_moment_of_the_claim_leaves_the_history
     engine.start(Parcel(), id="p")
     ended: list[Ended] = []
     with database.transaction() as session:
-        assert operations.checkpoint(session, "p") is not None
+        assert operations.checkpoint(session, "p", TERMS) is not None
         worker = threading.Thread(target=lambda: ended.append(run_transition(bench, "p", 0)))
         worker.start()
         await_lock(database)
@@ -1037,7 +1038,7 @@ def test_a_handler_can_save_although_a_checkpoint_from_outside_came_at_the_momen
     engine.start(Parcel(), id="p")
     ended: list[Ended] = []
     with database.transaction() as session:
-        assert operations.checkpoint(session, "p") is not None
+        assert operations.checkpoint(session, "p", TERMS) is not None
         worker = threading.Thread(target=lambda: ended.append(run_transition(bench, "p", 0)))
         worker.start()
         await_lock(database)

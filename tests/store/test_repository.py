@@ -783,7 +783,7 @@ def test_a_claim_that_waits_for_a_checkpoint_knows_of_it(
     """By its number: it sees the row as it is now, but the other tables as they were when it began to wait."""
     held: list[Claim] = []
     with database.transaction() as session:
-        kept = operations.checkpoint(session, parcel)
+        kept = operations.checkpoint(session, parcel, TERMS)
         worker = threading.Thread(target=lambda: held.append(claimed(database, parcel)))
         worker.start()
         await_lock(database)
