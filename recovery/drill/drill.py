@@ -42,6 +42,7 @@ _OVER_WITHIN: Final = 60.0
 _LOOK_EVERY: Final = 0.05
 _BEFORE: Final = 5.0
 _SHOWN: Final = 3
+_MOST_SAID: Final = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +259,7 @@ class Drill:
         argv = [places.get(word, word) for word in command.argv]
         began = time.monotonic()
         status: int | None = None
+        said = ""
         if command.runs_on:
             self.box.leave_running(argv)
             passed = True
@@ -265,6 +267,7 @@ class Drill:
             done = self.box.run(argv)
             status = done.returncode
             passed = status in command.expects and command.says in done.stdout
+            said = "" if passed else (done.stdout + done.stderr)[-_MOST_SAID:]
             if fault.named is not None and stage == "check" and "--json" in argv:
                 self._named = _failures(done.stdout)
         self._ran.append(
@@ -274,6 +277,7 @@ class Drill:
                 status=status,
                 seconds=round(time.monotonic() - began, 2),
                 passed=passed,
+                said=said,
             )
         )
 

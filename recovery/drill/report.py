@@ -42,13 +42,17 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """A command of the runbook, as it was typed, and how it ended; None: it runs on."""
+    """A command of the runbook, as it was typed, and how it ended; None: it runs on.
+
+    ``said`` is what it printed, where that was not as the page says.
+    """
 
     command: str
     stage: str
     status: int | None
     seconds: float
     passed: bool
+    said: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
