@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +24,7 @@ from aegis.recovery.drill import faults
 from aegis.recovery.drill.drill import Terms
 from aegis.recovery.drill.faults import Fault, Scene
 from aegis.recovery.drill.report import Report
-from aegis.recovery.drill.sandbox import environment_of, own
+from aegis.recovery.drill.sandbox import environment_of, is_pulse, own
 from aegis.recovery.drill.scenario import Scenario
 from aegis.recovery.drill.scenarios import BY_NAME, QUICK
 from aegis.recovery.drill.session import Session, Skipped
@@ -46,24 +47,37 @@ def drill(aegis: CommandLine, *arguments: str, within: float = 400) -> Said:
     return Said(status=process.returncode, stdout=stdout, stderr=stderr)
 
 
-def sandboxes() -> list[psutil.Process]:
-    """The processes of sandboxes that are there, some seconds after a drill."""
+@pytest.fixture
+def temporary(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the sandboxes of this test are made, and those of no other."""
+    made = home / "tmp"
+    made.mkdir(mode=0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(made))
+    return made
+
+
+def sandboxes(temporary: Path) -> list[psutil.Process]:
+    """The processes of sandboxes that are there."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if "/aegis-drill-" in process.environ().get("AEGIS_HOME", ""):
+            if process.environ().get("AEGIS_HOME", "").startswith(f"{temporary}/aegis-drill-"):
                 found.append(process)
-    return psutil.wait_procs(found, 10)[1]
+    return found
+
+
+def left_over(temporary: Path) -> list[psutil.Process]:
+    """Those that are there some seconds after a drill."""
+    return psutil.wait_procs(sandboxes(temporary), 20)[1]
 
 
 def folders(temporary: Path) -> list[Path]:
     return list(temporary.glob("aegis-drill-*"))
 
 
-def test_the_quick_drills_pass_and_leave_nothing_but_their_reports(home: Path) -> None:
+def test_the_quick_drills_pass_and_leave_nothing_but_their_reports(home: Path, temporary: Path) -> None:
     new_anchor_key(home / "keys", "aegis.example/drill")
-    (home / "tmp").mkdir(mode=0o755)
-    aegis = CommandLine({"AEGIS_HOME": str(home), "TMPDIR": str(home / "tmp"), **PATIENT}, home)
+    aegis = CommandLine({"AEGIS_HOME": str(home), "TMPDIR": str(temporary), **PATIENT}, home)
     said = drill(aegis, "quick", "--json", "--seed", "7", "--report", str(home / "reports"))
     assert said.status == 0, said.stderr + "\n".join(_missed(json.loads(said.stdout)))
     reports = {each["scenario"]: each for each in json.loads(said.stdout)["reports"]}
@@ -79,7 +93,7 @@ def test_the_quick_drills_pass_and_leave_nothing_but_their_reports(home: Path) -
         page = BY_NAME[name]
         assert typed == [str(command) for command in (*page.check, *page.heal, *page.over)]
         assert aegis("drill", "verify", str(home / "reports" / f"{name}.json")).status == 0
-    assert folders(home / "tmp") == []
+    assert (left_over(temporary), folders(temporary)) == ([], [])
     assert sorted(path.name for path in home.iterdir()) == ["drills", "keys", "reports", "tmp"]
     health = json.loads(aegis("health", "--json").stdout)
     (line,) = [check for check in health["checks"] if check["name"] == "drills"]
@@ -154,21 +168,18 @@ def missed(report: Report) -> set[str]:
     ],
 )
 def test_a_drill_fails_where_recovery_does(
-    home: Path, scenario: str, fault: Callable[[Scene], Fault], misses: set[str], lost: int
+    home: Path, temporary: Path, scenario: str, fault: Callable[[Scene], Fault], misses: set[str], lost: int
 ) -> None:
     report = run_one(home, replace(BY_NAME[scenario], fault=fault), patience=6)
     assert not report.passed
     assert misses <= missed(report)
     assert report.outcomes[0].lost == lost
     assert (report.rpo or 0) > 0 or not lost
-    assert sandboxes() == []
+    assert (left_over(temporary), folders(temporary)) == ([], [])
 
 
-def test_an_objective_that_nothing_can_reach_is_missed(home: Path) -> None:
-    (home / "tmp").mkdir(mode=0o755)
-    aegis = CommandLine(
-        {"AEGIS_HOME": str(home), "TMPDIR": str(home / "tmp"), "AEGIS_OBJECTIVES": "broker=0/0.001"}, home
-    )
+def test_an_objective_that_nothing_can_reach_is_missed(home: Path, temporary: Path) -> None:
+    aegis = CommandLine({"AEGIS_HOME": str(home), "TMPDIR": str(temporary), "AEGIS_OBJECTIVES": "broker=0/0.001"}, home)
     said = drill(aegis, "broker-wiped")
     assert said.status == 1, said
     assert "broker-wiped  FAIL" in said.stdout
@@ -182,31 +193,17 @@ def test_an_objective_that_nothing_can_reach_is_missed(home: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_whatever_ends_a_drill_ends_its_processes(home: Path, number: signal.Signals) -> None:
-    (home / "tmp").mkdir(mode=0o755)
-    aegis = CommandLine({"AEGIS_HOME": str(home), "TMPDIR": str(home / "tmp")}, home)
+def test_whatever_ends_a_drill_ends_its_processes(home: Path, temporary: Path, number: signal.Signals) -> None:
+    aegis = CommandLine({"AEGIS_HOME": str(home), "TMPDIR": str(temporary)}, home)
     process = aegis.begin("drill", "worker")
-
-    def is_up() -> bool:
-        return any("aegis.workers.pulse" in " ".join(each) for each in _command_lines(home))
-
-    eventually("a worker of the sandbox lives", is_up, within=120)
+    eventually("a worker of the sandbox lives", lambda: any(map(is_pulse, sandboxes(temporary))), within=120)
     time.sleep(0.5)  # somewhere in its course, not at a certain place
     process.send_signal(number)
     process.communicate(timeout=120)
     assert process.returncode == (130 if number != signal.SIGKILL else -9)
-    assert sandboxes() == []
-    assert number == signal.SIGKILL or folders(home / "tmp") == []
+    assert left_over(temporary) == []
+    assert number == signal.SIGKILL or folders(temporary) == []
     assert not (home / "drills").exists()
-
-
-def _command_lines(home: Path) -> list[list[str]]:
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("AEGIS_HOME", "").startswith(str(home / "tmp")):
-                found.append(process.cmdline())
-    return found
 
 
 # --- the sandbox -----------------------------------------------------------------------------
