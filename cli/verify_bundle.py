@@ -48,7 +48,8 @@ INFORMATIVE = {"UNANCHORED", "PAYLOAD_ERASED", "CHECKPOINT_PRUNED"}
 # The engine's own events: they leave the state as it is.
 ENGINE_EVENTS = {
     *("created", "paused", "resumed", "failed", "quarantined", "retried", "cancelled"),
-    *("approved", "disregarded", "upgraded", "imported", "erased", "pruned", "purged"),
+    *("approved", "disregarded", "upgraded", "imported", "erased"),
+    *("pruned", "purged", "recovery_epoch", "loss_accepted"),
 }
 # What the row's status has to be after an event of the engine; other events leave an open one.
 STATUS_AFTER = {

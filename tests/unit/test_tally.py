@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aegis.cli import verify_bundle
 from aegis.core.canonical import Json, load
-from aegis.core.chain import Link, Step, genesis, link
+from aegis.core.chain import ENGINE_EVENTS, Link, Step, genesis, link
 from aegis.core.finding import Code
 from aegis.core.verify import Audit, Evidence, StoredCheckpoint, StoredTransition
 
@@ -276,3 +276,8 @@ def test_both_find_the_same_in_any_history(told: list[Told], gone: set[int]) -> 
     told = [created(), *told]
     without = [seq for seq in gone if seq < len(told) and told[seq].payload]
     broken(told, gone=without)
+
+
+def test_both_know_the_same_events_of_the_engine() -> None:
+    assert set(ENGINE_EVENTS) == verify_bundle.ENGINE_EVENTS
+    assert {event: status for event, status in ENGINE_EVENTS.items() if status} == verify_bundle.STATUS_AFTER
