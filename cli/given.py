@@ -26,7 +26,8 @@ def span_or_moment(_context: click.Context, _parameter: click.Parameter, value: 
     """Read a span from now, or a moment."""
     if value is None:
         return None
-    found = span_in(value) or _moment_in(value)
+    span = span_in(value)
+    found = _moment_in(value) if span is None else span
     if found is None:
         raise click.BadParameter(f"{value!r} is neither a span such as {SPANS} nor a time such as 2026-11-24T10:30")
     return found
