@@ -1040,7 +1040,7 @@ def test_every_column_of_the_history_is_edited_above_or_named_with_its_reason() 
     assert sorted([*EDITED, *UNPROVEN]) == sorted(COLUMNS), "say which edit finds it, or why none needs to"
 
 
-@pytest.mark.parametrize("name", EDITED)
+@pytest.mark.parametrize("name", sorted(EDITED))
 def test_the_edit_of_a_column_changes_it_and_is_found(scenes: Scenes, database: Database, name: str) -> None:
     table, column = name.split(".")
     scene = scenes.put_up(database, Stage.ANCHORED)
