@@ -21,6 +21,7 @@ from ..core.errors import ConfigurationError
 from ..core.names import is_queue_name
 from ..core.objective import Objective, objectives
 from ..core.recovery import Policy
+from .broker import Sentinels, names_sentinels, sentinels
 from .home import Home, default_home
 from .hosts import several_hosts
 
@@ -38,10 +39,17 @@ class Settings(BaseModel):
     replica_url: Annotated[
         str, Field(description="standbys to read from where one asks for it; those of AEGIS_DATABASE_URL by default")
     ] = ""
-    broker_url: Annotated[str, Field(description="Redis or Valkey: redis://host:6379/0")] = ""
+    broker_url: Annotated[str, Field(description="Redis or Valkey: redis://host:6379/0, or its Sentinels")] = ""
     broker_prefix: Annotated[
         str, Field(max_length=64, description="what every key in the broker begins with; one for each deployment on it")
     ] = "aegis:"
+    broker_master: Annotated[
+        str, Field(max_length=128, description="the name under which the Sentinels of AEGIS_BROKER_URL know the server")
+    ] = ""
+    broker_sentinel_user: Annotated[str, Field(description="who logs in at the Sentinels themselves")] = ""
+    broker_sentinel_password: Annotated[
+        str, Field(repr=False, description="the password for the Sentinels themselves")
+    ] = ""
     home: Annotated[Path, Field(description="where `aegis up` keeps its private servers and their data")] = Path()
     workflows: Annotated[tuple[str, ...], Field(description="modules to load workflows from, separated by commas")] = ()
     deployment: Annotated[
@@ -172,8 +180,15 @@ class Settings(BaseModel):
     @field_validator("broker_url", mode="after")
     @classmethod
     def _redis(cls, value: str) -> str:
-        if value and not value.startswith(("redis://", "rediss://", "redis+socket://", "sentinel://")):
+        if names_sentinels(value):
+            sentinels(value)  # or refused
+            return value
+        if value and not value.startswith(("redis://", "rediss://", "redis+socket://")):
             msg = "it is not a redis:// address"
+            raise ValueError(msg)
+        if "://" in value.partition(";")[2]:
+            # Some would ring at one of them, while others listen at another.
+            msg = "it names several servers: only Sentinels can say which of them it is now"
             raise ValueError(msg)
         if value.startswith("rediss://") and "ssl_cert_reqs" not in value:
             # Without it, kombu would take any certificate (CERT_NONE).
@@ -197,7 +212,22 @@ class Settings(BaseModel):
         if self.heartbeat_timeout < 2 * self.heartbeat_interval:
             msg = "AEGIS_HEARTBEAT_TIMEOUT must be at least twice AEGIS_HEARTBEAT_INTERVAL"
             raise ValueError(msg)
+        self._sentinels_have_all_they_need()
         return self
+
+    def _sentinels_have_all_they_need(self) -> None:
+        if names_sentinels(self.broker_url):
+            if not self.broker_master:
+                msg = (
+                    "AEGIS_BROKER_MASTER is not set, but AEGIS_BROKER_URL names Sentinels: give the name under which "
+                    "they know the server, as in `sentinel monitor NAME host port quorum`"
+                )
+                raise ValueError(msg)
+            return
+        for name in ("broker_master", "broker_sentinel_user", "broker_sentinel_password"):
+            if getattr(self, name):
+                msg = f"{PREFIX}{name.upper()} is set, but AEGIS_BROKER_URL names no Sentinels (sentinel://host:26379)"
+                raise ValueError(msg)
 
     @property
     def embedded(self) -> bool:
@@ -238,7 +268,9 @@ class Settings(BaseModel):
 
     @property
     def broker(self) -> str:
-        """The address of the broker in use."""
+        """The address of the broker in use, as kombu takes it."""
+        if self.sentinels is not None:
+            return self.sentinels.url
         return self.broker_url or self.places.broker_url
 
     @property
@@ -250,6 +282,11 @@ class Settings(BaseModel):
     def backup_database(self) -> str:
         """The address that backups are taken from."""
         return self.backup_url or self.database
+
+    @property
+    def sentinels(self) -> Sentinels | None:
+        """The Sentinels that say which server the broker is, if that is how it is found."""
+        return sentinels(self.broker_url) if names_sentinels(self.broker_url) else None
 
     @property
     def recovery(self) -> Policy:

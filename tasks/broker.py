@@ -156,7 +156,9 @@ class Broker:
 
 def _connect(connection: Any) -> None:
     """Connect, if it is not: once to each host. Left to itself, kombu goes on trying for six seconds."""
-    connection.ensure_connection(max_retries=max(0, len(connection.alt) - 1), interval_start=0, interval_step=0)
+    # One try asks all Sentinels; kombu takes each of them for a server of its own.
+    servers = [url for url in connection.alt if not url.startswith("sentinel://")]
+    connection.ensure_connection(max_retries=max(0, len(servers) - 1), interval_start=0, interval_step=0)
 
 
 def _told(priority: int, transport: str) -> int:

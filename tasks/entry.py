@@ -24,6 +24,7 @@ from .scrub import scrub
 from .sinks import sinks
 from .sweep import sweep
 from .transition import run_transition
+from .unheard import noting
 
 SWEEP: Final = "aegis.sweep"
 CHECKPOINT: Final = "aegis.checkpoint"
@@ -163,7 +164,7 @@ _made: dict[tuple[int, int, str], Any] = {}
 
 
 def _bench(app: Celery) -> Bench:
-    return _once(app, lambda: Bench(settings(), _database(app), Broker(app).ring, worker_id or default_worker_id()))
+    return _once(app, lambda: _made_bench(app, worker_id or default_worker_id()))
 
 
 def _database(app: Celery) -> Database:
@@ -179,3 +180,8 @@ def _once(app: Celery, make: Callable[[], T]) -> T:
         _made[key] = make()
     made: T = _made[key]
     return made
+
+
+def _made_bench(app: Celery, worker_id: str) -> Bench:
+    database = _database(app)
+    return Bench(settings(), database, noting(Broker(app).ring, database), worker_id)

@@ -7,20 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Final
 
-from kombu import Connection
-from kombu.exceptions import KombuError
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
-
-from ..config.settings import Settings, safe_url
+from ..config.settings import Settings
 from ..core.errors import AegisError, DatabaseUnavailable
 from ..persistence import cluster, schema, vitals
 from ..persistence import replication as replicated
 from ..persistence.database import Database, is_too_slow
 from ..persistence.vitals import Vitals
 from .backups import archive, ask_backups
+from .broker_check import ask_broker
 from .check import Check, State, degraded, down, ok, span, warning
 from .drilled import drills
 from .proof import append_only, ask_anchors, chains, mac
@@ -36,7 +30,7 @@ _SLOW_START: Final = timedelta(seconds=10)
 
 def health(settings: Settings) -> list[Check]:
     """Look at everything once, without waiting for what does not answer."""
-    broker = _question("broker", lambda: _ask_broker(settings))
+    broker = _question("broker", lambda: ask_broker(settings, _PATIENCE))
     anchors = _question("anchors", lambda: ask_anchors(settings))
     backups = _question("backup", lambda: ask_backups(settings))
     nodes = Nodes(settings.database)
@@ -50,10 +44,11 @@ def health(settings: Settings) -> list[Check]:
     elif not whole:
         checks.append(_late())
     checks += nodes.answer(deadline)
-    answered, _ = broker.answer(deadline)
-    checks += answered or [
-        degraded("broker", f"no answer within {_PATIENCE:g} s", "see that the broker is up; nothing is lost meanwhile")
-    ]
+    answered, whole = broker.answer(deadline)
+    checks += answered
+    if not whole:
+        remedy = "see that the broker is up; nothing is lost meanwhile"
+        checks.append(degraded("broker", f"no answer within {_PATIENCE:g} s", remedy))
     found, whole = anchors.answer(deadline)
     checks += found
     if not whole:
@@ -80,32 +75,6 @@ def _question(name: str, ask: Callable[[], Iterable[Check]]) -> Question[Check]:
         return [down(name, problem, "verify the histories with `aegis verify`, and report this")]
 
     return Question(ask, failed)
-
-
-def _ask_broker(settings: Settings) -> list[Check]:
-    try:
-        _ping(settings.broker)
-    except (OSError, RedisError, KombuError) as error:
-        url = safe_url(settings.broker)
-        remedy = f"start it, or mend AEGIS_BROKER_URL ({url}); nothing is lost meanwhile"
-        return [degraded("broker", str(error).partition("\n")[0], remedy)]
-    return [ok("broker", "answers")]
-
-
-def _ping(url: str) -> None:
-    """Ask for a sign of life, once: kombu's and redis's own patience is longer than ours."""
-    if url.startswith("sentinel"):
-        Connection(url, transport_options={"socket_timeout": _PATIENCE}).connect()
-        return
-    client = Redis.from_url(
-        # kombu calls the number of the database by another name.
-        url.replace("redis+socket://", "unix://").replace("virtual_host=", "db="),
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=_PATIENCE,
-        socket_connect_timeout=_PATIENCE,
-    )
-    client.ping()
-    client.close()
 
 
 def _ask_database(settings: Settings) -> Iterator[Check]:

@@ -22,6 +22,7 @@ from .persistence.operations import Terms
 from .tasks.broker import Broker
 from .tasks.local import LocalRunner
 from .tasks.scrub import sources
+from .tasks.unheard import noting
 from .workers.factory import make_app
 
 IN_MEMORY: Final = "sqlite://"
@@ -70,7 +71,7 @@ def assemble(
         checkpoint_on_transition=checkpoint_on_transition,
     )
     if not database.is_sqlite:
-        ring = Broker(make_app(configured) if app is None else app).ring
+        ring = noting(Broker(make_app(configured) if app is None else app).ring, database)
         return Parts(database=database, owned=owned, ring=ring, terms=terms, sources=sources(configured), runner=None)
     if app is not None:
         remedy = "leave it out: this process runs what is in the file; or use PostgreSQL, and workers"

@@ -60,6 +60,30 @@ def test_the_procfile_names_every_process_of_the_compose_file() -> None:
         assert services[name]["command"] == commands[name]
 
 
+def test_the_compose_file_of_sentinels_fits_the_one_it_is_added_to() -> None:
+    ours = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    added = yaml.safe_load((ROOT / "deploy" / "compose.sentinel.yml").read_text())
+    services = added["services"]
+    places = {name: s["networks"]["default"]["ipv4_address"] for name, s in services.items() if "networks" in s}
+    watchers = {name: s for name, s in services.items() if name.startswith("sentinel-")}
+    ran_by_us = ours.keys() - {"postgres", "valkey"}
+    assert services.keys() == {"valkey", "valkey-2", *watchers} | ran_by_us
+    for name in ran_by_us:
+        settings = read({"AEGIS_DATABASE_URL": "postgresql://h/d", **services[name]["environment"]})
+        assert settings.sentinels is not None
+        assert settings.sentinels.hosts == tuple((places[watcher], 26379) for watcher in sorted(watchers))
+        for watcher in watchers.values():
+            told = watcher["command"][2]
+            majority = len(watchers) // 2 + 1
+            assert f"sentinel monitor {settings.broker_master} {places['valkey']} 6379 {majority}\n" in told
+            assert watcher["depends_on"].keys() == {"valkey", "valkey-2"}
+    follows = services["valkey-2"]["command"]
+    assert follows[-2:] == ["--replicaof", f"{places['valkey']} 6379"]
+    assert follows[:-2] == ours["valkey"]["command"], "either of them is the master one day"
+    kept = {s["volumes"][0].partition(":")[0] for name, s in services.items() if "volumes" in s}
+    assert kept == added["volumes"].keys()
+
+
 def test_the_compose_file_refers_to_nothing_that_is_not_there() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     services = compose["services"]

@@ -6,9 +6,10 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 from local_engine import LocalProcess, eventually
@@ -16,6 +17,7 @@ from local_engine import LocalProcess, eventually
 from aegis.config.home import Home
 from aegis.config.settings import Settings
 from aegis.servers.postgres import Postgres
+from aegis.servers.sentinel import MASTER, Node, SentinelGroup
 from aegis.servers.valkey import Valkey
 
 # The database with AEGIS's schema that every test gets a copy of.
@@ -83,10 +85,10 @@ class PrivatePostgres:
 class PrivateBroker:
     """A Valkey server that a test may stop, kill, wipe and start."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *options: str) -> None:
         self.home = Home(root)
         self._server = Valkey.prepare(Settings(home=root))
-        self.container = LocalProcess("valkey", lambda: self._server.argv, self.home.logs)
+        self.container = LocalProcess("valkey", lambda: [*self._server.argv, *options], self.home.logs)
 
     @property
     def socket(self) -> Path:
@@ -107,3 +109,40 @@ class PrivateBroker:
         """Lose what it kept on disk; to be called while it is down."""
         shutil.rmtree(self.home.valkey)
         self.home.make(self.home.valkey, mode=0o700)
+
+
+class PrivateSentinels:
+    """A Valkey, its replica and three Sentinels, each of which a test may kill and start."""
+
+    def __init__(self, root: Path, **options: Any) -> None:
+        self.group = SentinelGroup.prepare(Settings(home=root), **options)
+        self.containers = {node.name: self._process(node) for node in self.group.nodes}
+
+    def start(self) -> None:
+        self._start(self.group.servers)
+        eventually("the replica follows", self.group.is_linked)
+        self._start(self.group.sentinels)
+        eventually("the Sentinels know each other", self.group.is_complete)
+
+    def _start(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            self.containers[node.name].start()
+        for node in nodes:
+            eventually(f"{node.name} answers", node.is_ready)
+
+    def master(self) -> str:
+        """The name of the server that the Sentinels name."""
+        found = self.group.master()
+        assert found is not None
+        return found.name
+
+    def environment(self) -> dict[str, str]:
+        return {"AEGIS_BROKER_MASTER": MASTER}
+
+    def stop(self) -> None:
+        for container in self.containers.values():
+            container.kill()
+
+    @staticmethod
+    def _process(node: Node) -> LocalProcess:
+        return LocalProcess(node.name, lambda: node.argv, node.folder)

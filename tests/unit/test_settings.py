@@ -43,6 +43,9 @@ def test_an_empty_environment_gives_the_defaults_and_the_private_servers() -> No
         "replica_url": "",
         "broker_url": "",
         "broker_prefix": "aegis:",
+        "broker_master": "",
+        "broker_sentinel_user": "",
+        "broker_sentinel_password": "",
         "workflows": (),
         "deployment": "",
         "queue": "aegis",
@@ -177,7 +180,6 @@ def test_the_database_is_spoken_to_through_psycopg2(scheme: str) -> None:
         ("redis://h", "redis://h"),
         ("redis://h:6379/2?a=b", "redis://h:6379/2?a=b"),
         ("redis+socket:///run/valkey.sock", "redis+socket:///run/valkey.sock"),
-        ("sentinel://a:26379;sentinel://b:26379", "sentinel://a:26379;sentinel://b:26379"),
         ("rediss://h", "rediss://h?ssl_cert_reqs=required"),
         ("rediss://:geheim@h:6380/0", "rediss://:geheim@h:6380/0?ssl_cert_reqs=required"),
         ("rediss://h/0?a=b", "rediss://h/0?a=b&ssl_cert_reqs=required"),
@@ -188,6 +190,90 @@ def test_the_database_is_spoken_to_through_psycopg2(scheme: str) -> None:
 def test_a_broker_over_tls_has_to_show_a_certificate_unless_told_otherwise(given: str, held: str) -> None:
     settings = read(URLS | {"AEGIS_BROKER_URL": given})
     assert (settings.broker_url, settings.broker) == (held, held)
+
+
+# --- sentinels ------------------------------------------------------------------------------
+
+SENTINELS: Final = URLS | {"AEGIS_BROKER_MASTER": "shop"}
+
+
+@pytest.mark.parametrize(
+    ("given", "held"),
+    [
+        ("sentinel://a", "sentinel://a:26379/0"),
+        # kombu goes on with any one of them, and takes login and database from that alone.
+        ("sentinel://a;sentinel://b:1/2", "sentinel://a:26379/2;sentinel://b:1/2"),
+        ("sentinel://:pw@a:1 ; sentinel://b:2/0 ;", "sentinel://:pw@a:1/0;sentinel://:pw@b:2/0"),
+        ("sentinel://u:p%40%3B@[::1]:1/3", "sentinel://u:p%40%3B@[::1]:1/3"),
+        ("sentinel://a:1;sentinel://a:1", "sentinel://a:1/0"),
+        ("sentinels://a;sentinels://b", "{0}://a:26379/0?{1};{0}://b:26379/0?{1}"),
+        ("sentinels://a?ssl_cert_reqs=none", "sentinel://a:26379/0?ssl_cert_reqs=none"),
+        ("sentinels://a?ssl_ca_certs=/ca.pem", "sentinel://a:26379/0?ssl_cert_reqs=required&ssl_ca_certs=%2Fca.pem"),
+    ],
+)
+def test_each_sentinel_is_named_with_everything(given: str, held: str) -> None:
+    settings = read(SENTINELS | {"AEGIS_BROKER_URL": given})
+    assert settings.broker == held.format("sentinel", "ssl_cert_reqs=required")
+    assert read(SENTINELS | {"AEGIS_BROKER_URL": settings.broker.replace("sentinel:", given.partition(":")[0] + ":")})
+
+
+def test_half_of_the_sentinels_may_be_away() -> None:
+    counts = {1: 0, 2: 1, 3: 1, 4: 2, 5: 2}
+    for named, lost in counts.items():
+        found = read(SENTINELS | {"AEGIS_BROKER_URL": ";".join(f"sentinel://s{n}" for n in range(named))}).sentinels
+        assert found is not None
+        assert (len(found.hosts), found.most_lost) == (named, lost)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("sentinel://a;b:1", "'b:1' in it is not a sentinel:// address"),
+        ("sentinel://a;redis://b", "'redis://b' in it is not a sentinel:// address"),
+        ("sentinel://a;sentinels://b", "all of them, or none, over TLS"),
+        ("sentinel://", "names no host and port"),
+        ("sentinel://:26379", "names no host and port"),
+        ("sentinel://a:0", "names no host and port"),
+        ("sentinel://a:x", "has no port between 1 and 65535"),
+        ("sentinel://a:65536", "has no port between 1 and 65535"),
+        ("sentinel://a/x", "'x' in it is not the number of a database"),
+        ("sentinel://a/0;sentinel://b/1", "its Sentinels name different databases"),
+        ("sentinel://u@a;sentinel://v@b", "its Sentinels name different users"),
+        ("sentinel://:geheim@a;sentinel://:geheim2@b", "its Sentinels name different passwords"),
+        ("sentinel://:geheim@a:x", "has no port"),
+        ("sentinel://a?ssl_ca_certs=/ca.pem", "say sentinels://"),
+        ("sentinels://a?ssl_ca=/ca.pem", "'ssl_ca' in it is not one of the options ssl_ca_certs,"),
+        ("sentinels://a?ssl_cert_reqs=maybe", "ssl_cert_reqs='maybe' in it is not one of required, optional, none"),
+        ("redis://a;redis://b", "only Sentinels can say which of them it is now"),
+    ],
+)
+def test_an_address_of_sentinels_that_cannot_be_used_is_refused_with_what_is_wrong(given: str, problem: str) -> None:
+    error = refusal(**SENTINELS | {"AEGIS_BROKER_URL": given})
+    assert problem in error.problem
+    assert error.source.startswith("AEGIS_BROKER_URL=")
+    assert "geheim" not in str(error)
+
+
+def test_sentinels_without_the_name_of_their_server_are_refused() -> None:
+    error = refusal(**URLS | {"AEGIS_BROKER_URL": "sentinel://a"})
+    assert error.source == "AEGIS_BROKER_MASTER"
+    assert "sentinel monitor NAME" in error.problem
+
+
+@pytest.mark.parametrize(
+    "name", ["AEGIS_BROKER_MASTER", "AEGIS_BROKER_SENTINEL_USER", "AEGIS_BROKER_SENTINEL_PASSWORD"]
+)
+def test_what_is_for_sentinels_is_refused_where_there_are_none(name: str) -> None:
+    error = refusal(**URLS | {name: "geheim"})
+    assert error.source == name
+    assert "AEGIS_BROKER_URL names no Sentinels" in error.problem
+    assert "geheim" not in str(error)
+
+
+def test_the_password_of_the_sentinels_is_not_shown() -> None:
+    settings = read(SENTINELS | {"AEGIS_BROKER_URL": "sentinel://a", "AEGIS_BROKER_SENTINEL_PASSWORD": "leise"})
+    assert settings.broker_sentinel_password == "leise"
+    assert "leise" not in repr(settings)
 
 
 @pytest.mark.parametrize(
