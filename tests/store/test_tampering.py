@@ -561,6 +561,8 @@ ATTACKS: Final[dict[str, Attack]] = {
         | at("q", EVERY, WRONG, ANCHOR)
         | at("p", [0], PREV)
         | at("q", [0], PREV),
+        # The code of a checkpoint inside a handler is of its workflow, too.
+        keyed=at("p", [0], MAC) | at("q", [0], MAC),
     ),
     # checkpoints
     "a checkpoint's salt": Attack(edit=checkpoint("salt = :other"), fresh=p(2, CHECKPOINT)),
