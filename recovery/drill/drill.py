@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -63,7 +63,7 @@ class Drill:
 
     def __init__(self, box: Sandbox, scenario: Scenario, declared: Objective, terms: Terms, number: int) -> None:
         self.box, self.scenario, self.terms, self.number = box, scenario, terms, number
-        self.declared = replace(declared, rpo=declared.rpo * scenario.scale)
+        self.declared = declared
         self.prefix = f"{scenario.name}-{number}-{time.monotonic_ns() % 10**9}-"
         self._random = random.Random(f"{terms.seed}/{scenario.name}/{number}")  # noqa: S311 - to be repeated
         self._ran: list[Ran] = []

@@ -58,8 +58,6 @@ class Scenario:
     """The RPO is of work inside a handler; of what was acknowledged nothing may be lost in any case."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Settings that make it possible to see within a minute what is declared for longer."""
-    scale: float = 1.0
-    """What these settings make of the objective's RPO."""
     disk: str = ""
     """The size of a file system for the database alone."""
     spends: bool = False

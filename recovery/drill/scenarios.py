@@ -98,7 +98,6 @@ SCENARIOS: Final = (
         over=(_QUARANTINE, _IS_WELL, _IS_INTACT),
         loses_progress=True,
         settings={"checkpoint_interval": 5.0},
-        scale=5.0 / 300.0,
         skipped=_needs_linux,
     ),
     Scenario(

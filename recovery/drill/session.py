@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from ...config.settings import Settings
@@ -56,7 +56,7 @@ class Session:
 
     def _report(self, scenario: Scenario, repeat: int) -> Report:
         started_at = now()
-        (declared,) = (each for each in self._given.declared if each.name == scenario.objective)
+        declared = self._declared(scenario)
         host, outcomes, told = machine(), list[Outcome](), dict[str, str]()
         for number in range(1, repeat + 1):
             box = self._sandbox(scenario)
@@ -72,7 +72,7 @@ class Session:
             scenario=scenario.name,
             title=scenario.title,
             injects=scenario.injects,
-            objective=_scaled(declared, scenario),
+            objective=declared,
             seed=self._terms.seed,
             load=self._terms.load,
             started_at=started_at,
@@ -82,6 +82,14 @@ class Session:
             settings=settings,
             outcomes=tuple(outcomes),
         )
+
+    def _declared(self, scenario: Scenario) -> Objective:
+        """Return the objective; of work inside a handler, what it comes to where checkpoints come more often."""
+        (declared,) = (each for each in self._given.declared if each.name == scenario.objective)
+        if not scenario.loses_progress:
+            return declared
+        interval = float(str(scenario.settings.get("checkpoint_interval", self._given.checkpoint_interval)))
+        return replace(declared, rpo=declared.rpo * interval / self._given.checkpoint_interval)
 
     def _sandbox(self, scenario: Scenario) -> Sandbox:
         fits = (tuple(sorted(scenario.settings.items())), scenario.disk)
@@ -95,13 +103,3 @@ class Session:
     def _drop(self) -> None:
         self._box = None
         self._stack.close()
-
-
-def _scaled(declared: Objective, scenario: Scenario) -> Objective:
-    return Objective(
-        name=declared.name,
-        lost=declared.lost,
-        rpo=declared.rpo * scenario.scale,
-        rto=declared.rto,
-        counts=declared.counts,
-    )

@@ -235,3 +235,15 @@ def test_what_cannot_be_run_here_is_skipped_with_the_reason(tmp_path: Path) -> N
     scenario = replace(BY_NAME["disk-full"], skipped=lambda: "it needs root")
     with Session(Settings(home=tmp_path), Terms(load=8, seed=1), print) as session:
         assert list(session.run([scenario], 1)) == [Skipped(scenario="disk-full", reason="it needs root")]
+
+
+def test_the_objective_of_a_long_handler_is_scaled_to_how_often_its_sandbox_saves(tmp_path: Path) -> None:
+    long = BY_NAME["long-handler"]
+    for given, rpo in (
+        ({}, 5.0),
+        ({"AEGIS_CHECKPOINT_INTERVAL": "600"}, 2.5),
+        ({"AEGIS_OBJECTIVES": "long-handler=60/5"}, 1),
+    ):
+        session = Session(read({"AEGIS_HOME": str(tmp_path), **given}), Terms(load=8, seed=1), print)
+        assert session._declared(long).rpo == pytest.approx(rpo)
+    assert session._declared(BY_NAME["worker"]).rpo == 0
