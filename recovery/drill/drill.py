@@ -264,7 +264,7 @@ class Drill:
             self.box.leave_running(argv)
             passed = True
         else:
-            done = self.box.run(argv)
+            done = self.box.run(argv, f"{self.prefix}desk")
             status = done.returncode
             passed = status in command.expects and command.says in done.stdout
             said = "" if passed else (done.stdout + done.stderr)[-_MOST_SAID:]

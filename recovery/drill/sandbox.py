@@ -182,12 +182,14 @@ class Sandbox:
                     found |= {process, *process.children(recursive=True)}
         return list(found)
 
-    def run(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """Run a command as somebody would type it here."""
+    def run(self, argv: Sequence[str], desk: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as somebody would type it here, in a folder of that name."""
+        folder = self.root / desk
+        folder.mkdir(exist_ok=True)
         return subprocess.run(
             program(argv),
             env={**os.environ, **self.environment},
-            cwd=self.root,
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
