@@ -151,14 +151,15 @@ def _marks(outcome: Outcome, start: float, span: float, bottom: int) -> list[str
     if (end := _end(outcome)) is not None:
         moments.append((end, "named" if named else "last moves" if line.first != line.last else "moves", _GREEN))
     parts = []
-    taken: list[tuple[float, int]] = []
+    taken: list[tuple[float, float, int]] = []
     for at, label, colour in moments:
         x = _x(at, start, span)
         # One row lower for each that would stand in its way.
         row = 0
-        while any(abs(x - other) < 8 + 6.6 * len(label) and row == lane for other, lane in taken):
+        wide = 14 + 7.2 * len(label)
+        while any(x < end and begun < x + wide and row == lane for begun, end, lane in taken):
             row += 1
-        taken.append((x, row))
+        taken.append((x, x + wide, row))
         parts.append(_line(x, _TOP, x, bottom, colour, dash="3 3"))
         end_side = x > _WIDTH - _RIGHT - 90
         parts.append(
@@ -204,5 +205,5 @@ def _text(
 ) -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" font-weight="{weight}" fill="{fill}"'
-        f' text-anchor="{anchor}">{escape(text)}</text>'
+        f' text-anchor="{anchor}" paint-order="stroke" stroke="#ffffff" stroke-width="2.5">{escape(text)}</text>'
     )
