@@ -1,0 +1,52 @@
+"""The reports that are committed: sealed, told as they are, and without a trace of whose machine it was."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from aegis.config.keys import trusted_keys
+from aegis.recovery.drill.scenarios import BY_NAME
+from aegis.recovery.drill.seal import check_seal
+
+DRILLS = Path(__file__).parents[2] / "docs" / "drills"
+REPORTS = sorted(DRILLS.glob("*.json"))
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
+def test_a_committed_report_is_sealed_and_of_three_runs_or_more(path: Path) -> None:
+    assert check_seal(path, trusted_keys(DRILLS / "keys.vkey"))
+    report = json.loads(path.read_text())
+    assert report["scenario"] == path.stem
+    assert path.stem in BY_NAME
+    assert len(report["outcomes"]) >= 3
+
+
+def test_the_page_tells_of_each_report_as_it_is() -> None:
+    rows = re.findall(r"^\| \[([\w-]+)\]\(\1\.md\) \| (\w+) \| (.+) s \| (.+) s \| (.+) \|$", _page(), re.MULTILINE)
+    told = {name: figures for name, *figures in rows}
+    assert set(told) == {path.stem for path in REPORTS}
+    for path in REPORTS:
+        report = json.loads(path.read_text())
+        acknowledged = sum(outcome["acknowledged"] for outcome in report["outcomes"])
+        assert told[path.stem] == [
+            report["verdict"],
+            f"{report['objective']['rto']:g}",
+            f"{report['measured']['rto']:.2f}",
+            f"{report['measured']['lost']} of {acknowledged}",
+        ]
+
+
+def test_nothing_says_whose_machine_it_was() -> None:
+    for path in DRILLS.iterdir():
+        text = path.read_text()
+        assert "/tmp/" not in text, path  # noqa: S108 - a place that must not be named
+        assert f"@{socket.gethostname()}" not in text, path
+
+
+def _page() -> str:
+    return (DRILLS / "README.md").read_text()
