@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import awaited as maker
 import pytest
@@ -37,8 +38,6 @@ from aegis.persistence.database import Database
 # As long as nobody hinders it, a heart beats this often (seconds); and this is how long it may miss.
 BEAT: Final = 0.005
 LONGEST_GAP: Final = 0.1
-# A machine that is busy with something else may hold one beat up; who blocks the loop does so for longer than this.
-LONGEST_OF_ALL: Final = 0.4
 
 
 def verbs(engine: type) -> dict[str, Any]:
@@ -55,6 +54,7 @@ def verbs(engine: type) -> dict[str, Any]:
 )
 def test_both_have_the_same_verbs_parameters_and_words(blocking: type, waiting: type) -> None:
     there, here = verbs(blocking), verbs(waiting)
+    there.pop("standby", None)  # the reader that it gives blocks, and the reference says whose it is
     assert there.keys() == here.keys()
     for name, verb in there.items():
         assert inspect.iscoroutinefunction(here[name]), name
@@ -75,29 +75,46 @@ def test_the_constructors_take_the_same() -> None:
 # --- the loop goes on -----------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def beating() -> AsyncIterator[list[float]]:
-    """A heart that beats on the loop; gives the gaps between its beats."""
-    gaps: list[float] = []
+class Hearts:
+    """A heart that beats on the loop, and one beside it in a thread: what hinders both is the machine."""
 
-    async def beat() -> None:
-        last = time.perf_counter()
+    def __init__(self) -> None:
+        self.loop: list[float] = []
+        self.thread: list[float] = []
+        self._stopped = threading.Event()
+        self._beside = threading.Thread(target=self._beat_beside, daemon=True)
+
+    async def __aenter__(self) -> Self:
+        self._last = time.perf_counter()
+        self._task = asyncio.create_task(self._beat())
+        self._beside.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        # The beat that did not come because the loop was held until now.
+        self.loop.append(time.perf_counter() - self._last)
+        self._task.cancel()
+        self._stopped.set()
+        self._beside.join()
+
+    async def _beat(self) -> None:
         while True:
             await asyncio.sleep(BEAT)
             now = time.perf_counter()
-            gaps.append(now - last)
+            self.loop.append(now - self._last)
+            self._last = now
+
+    def _beat_beside(self) -> None:
+        last = time.perf_counter()
+        while not self._stopped.is_set():
+            time.sleep(BEAT)
+            now = time.perf_counter()
+            self.thread.append(now - last)
             last = now
 
-    task = asyncio.create_task(beat())
-    try:
-        yield gaps
-    finally:
-        task.cancel()
-
-
-def went_on(gaps: list[float]) -> bool:
-    """Whether nobody held the loop."""
-    return sorted(gaps)[len(gaps) * 98 // 100] < LONGEST_GAP and max(gaps) < LONGEST_OF_ALL
+    def went_on(self) -> bool:
+        """Whether nobody held the loop: it never missed for longer than it may, or than the machine had all wait."""
+        return max(self.loop) < max(LONGEST_GAP, 4 * max(self.thread))
 
 
 @contextmanager
@@ -120,36 +137,34 @@ def app_for(broker: str) -> Celery:
 
 
 def test_a_broker_that_does_not_answer_does_not_hold_the_loop(url: str) -> None:
-    async def story(broker: str) -> tuple[list[float], float, Any]:
-        async with aegis.DurableWorkflowEngine(url, app=app_for(broker)) as engine, beating() as gaps:
+    async def story(broker: str) -> tuple[Hearts, float, Any]:
+        async with aegis.DurableWorkflowEngine(url, app=app_for(broker)) as engine, Hearts() as hearts:
             began = time.perf_counter()
             handle = await engine.start(Once(), id="o")
-            return gaps, time.perf_counter() - began, handle
+            return hearts, time.perf_counter() - began, handle
 
     with black_hole() as broker:
-        gaps, took, handle = asyncio.run(story(broker))
+        hearts, took, handle = asyncio.run(story(broker))
     assert handle.rung is False  # it was tried, and given up
     assert took > 1
-    assert len(gaps) > 50
-    assert went_on(gaps), sorted(gaps)[-5:]
+    assert hearts.went_on(), (sorted(hearts.loop)[-5:], max(hearts.thread))
 
 
 @pytest.mark.parametrize("store", ["postgresql", "file", "memory"])
 def test_who_waits_for_a_workflow_does_not_hold_the_loop(store: str, url: str, tmp_path: Path) -> None:
     address = {"postgresql": url, "file": f"sqlite:///{tmp_path / 'a.db'}", "memory": "sqlite://"}[store]
 
-    async def story() -> list[float]:
+    async def story() -> Hearts:
         app = app_for("memory://") if store == "postgresql" else None
         async with aegis.DurableWorkflowEngine(address, app=app) as engine:
             await engine.start(Letter(), id="l")
-            async with beating() as gaps:
+            async with Hearts() as hearts:
                 with pytest.raises(WaitTimeout):
                     await engine.wait("l", timeout=1)
-            return gaps
+            return hearts
 
-    gaps = asyncio.run(story())
-    assert len(gaps) > 50
-    assert went_on(gaps), sorted(gaps)[-5:]
+    hearts = asyncio.run(story())
+    assert hearts.went_on(), (sorted(hearts.loop)[-5:], max(hearts.thread))
 
 
 def test_a_long_verification_does_not_hold_the_loop(url: str) -> None:
@@ -161,17 +176,17 @@ def test_a_long_verification_does_not_hold_the_loop(url: str) -> None:
         blocking.pause("l")
         blocking.resume("l")
 
-    async def story() -> tuple[list[float], Any]:
+    async def story() -> tuple[Hearts, Any]:
         engine: Any = make_engine("awaited", database, runner.ring)
-        async with beating() as gaps:
+        async with Hearts() as hearts:
             valid = [await engine.verify_integrity("l") for _ in range(5)]
         await engine.close()
-        return gaps, valid
+        return hearts, valid
 
-    gaps, valid = asyncio.run(story())
+    hearts, valid = asyncio.run(story())
     database.close()
     assert valid == [(True, None)] * 5
-    assert went_on(gaps), sorted(gaps)[-5:]
+    assert hearts.went_on(), (sorted(hearts.loop)[-5:], max(hearts.thread))
 
 
 def test_many_at_once_share_the_connections(url: str) -> None:
