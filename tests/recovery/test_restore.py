@@ -304,6 +304,11 @@ def test_in_place_of_the_private_server_which_is_kept_beside() -> None:
             database = opened(url)
             assert ids(database) == ["o-1"]
             database.close()
+            # What was anchored of o-2, if anything was, is listed, and accepted; then nothing is open.
+            assert run(home, "reconcile", "--accept", "--resume", "--reason", "a test").returncode == 0
+            settled = run(home, "reconcile")
+            assert settled.returncode == 0
+            assert "epoch 2" in settled.stdout
             # The archive goes on, on the new timeline.
             again = run(home, "backup", "take")
             assert again.returncode == 0, again.stderr
