@@ -665,6 +665,11 @@ ATTACKS: Final[dict[str, Attack]] = {
         logged=p(2, LOG) | at("zz", [2], MISSING),
         anchored=p(2, LOG),
     ),
+    "an entry, said to be lost": Attack(
+        edit=run("UPDATE aegis_log SET lost_seq = 1 WHERE workflow_id = 'p' AND seq = 2"),
+        fresh=set(),
+        logged=p(2, LOG) | at(SYSTEM, [1], PAYLOAD),
+    ),
     "an entry's place": Attack(
         edit=run(LOGGED.format("log_index = 1000000000000000")),
         fresh=set(),
@@ -1024,6 +1029,7 @@ EDITED: Final[dict[str, str]] = {
     "aegis_log.seq": "an entry's seq",
     "aegis_log.hash": "an entry's hash",
     "aegis_log.log_index": "an entry's place",
+    "aegis_log.lost_seq": "an entry, said to be lost",
     "aegis_log_state.size": "a log that is said to be longer",
     "aegis_log_state.horizon": "a horizon beyond all transactions",
 }
