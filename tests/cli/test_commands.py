@@ -28,7 +28,7 @@ LINK = {
     *("workflow_id", "seq", "event", "from_state", "to_state", "actor", "attempt", "at", "hash", "prev", "payload"),
 }
 CHECKS = ["database", "schema", "workers", "beat", "backlog", "due", "RPO now", "failures", "chains"]
-CHECKS += ["append-only", "mac", "broker", "anchors", "backup", "drills"]
+CHECKS += ["append-only", "mac", "replication", "broker", "anchors", "backup", "drills"]
 
 
 def start(aegis: CommandLine, type_name: str, workflow_id: str, data: str = "{}", *conditions: str) -> None:
@@ -145,7 +145,16 @@ def test_an_id_is_printed_as_it_is(aegis: CommandLine) -> None:
 
 def test_start_takes_every_condition_and_show_tells_of_each(aegis: CommandLine) -> None:
     given = ("--delay", "1h", "--priority", "7", "--queue", "night", "--deadline", "2h", "--singleton", "only")
-    named = ("--attribute", "customer=7", "--attribute", "city=Graz", "--attribute", "vip=true", "--attribute", 'zip="01"')
+    named = (
+        "--attribute",
+        "customer=7",
+        "--attribute",
+        "city=Graz",
+        "--attribute",
+        "vip=true",
+        "--attribute",
+        'zip="01"',
+    )
     start(aegis, "Steps", "conditions", "{}", *given, *named)
     plain, as_json = aegis.both("show", "conditions")
     row = as_json.document()["workflow"]
