@@ -25,7 +25,7 @@ from ..servers import stack
 from ..servers.supervisor import Service, Supervisor
 from ..workers.load import load_workflows
 from .output import EXIT_NO, EXIT_OK, Output, json_option, status_text, table
-from .up import Stopping, have_a_key
+from .up import have_a_key, look_after
 
 _LOOK_EVERY: Final = 0.2
 _DOWN_WITHIN: Final = 120.0
@@ -55,25 +55,17 @@ def up(out: Output, workers: int, concurrency: int | None) -> None:
     began = time.monotonic()
     with stack.lock(configured):
         supervisor = Supervisor(lambda name, what: out.warn(f"{name} {what}"))
-        stopping = Stopping(supervisor)
-        up = False
         pid_file = configured.places.cluster / "pid"
-        try:
+
+        def begin() -> None:
             cluster = Cluster.prepare(configured)
             pid_file.write_text(str(os.getpid()))
             told = _bring_up(out, cluster, configured, supervisor, workers, concurrency or os.cpu_count() or 1)
             _show(out, told, cluster, supervisor, time.monotonic() - began)
-            up = True
-            while not stopping.asked:
-                supervisor.look()
-                time.sleep(_LOOK_EVERY)
-        except KeyboardInterrupt:
-            pass
+
+        try:
+            look_after(out, supervisor, begin)
         finally:
-            if up and not out.as_json:
-                out.console.print("stopping: handlers may finish; Ctrl-C again to end them")
-            stopping.asked = True
-            supervisor.stop()
             pid_file.unlink(missing_ok=True)
     if not out.as_json:
         out.console.print("stopped; nothing is lost: the next `aegis cluster up` goes on from here")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final
@@ -61,25 +61,33 @@ def up_command(out: Output, workers: int, concurrency: int | None, *, flower: bo
     began = time.monotonic()
     with stack.lock(configured):
         supervisor = Supervisor(lambda name, what: _tell(out, name, what))
-        stopping = Stopping(supervisor)
-        up = False
-        try:
+
+        def begin() -> None:
             monitor = bring_up(configured, supervisor, workers=workers, concurrency=handlers, flower=flower)
-            parts = list(_parts(configured, supervisor, monitor, handlers))
-            _show(out, configured, parts, time.monotonic() - began)
-            up = True
-            while not stopping.asked:
-                supervisor.look()
-                time.sleep(_LOOK_EVERY)
-        except KeyboardInterrupt:
-            pass
-        finally:
-            if up and not out.as_json:
-                out.console.print("stopping: handlers may finish; Ctrl-C again to end them")
-            stopping.asked = True
-            supervisor.stop()
+            _show(out, configured, list(_parts(configured, supervisor, monitor, handlers)), time.monotonic() - began)
+
+        look_after(out, supervisor, begin)
     if not out.as_json:
         out.console.print("stopped; nothing is lost: the next `aegis up` goes on from here")
+
+
+def look_after(out: Output, supervisor: Supervisor, begin: Callable[[], object]) -> None:
+    """Begin, keep up what runs until somebody asks for its end, and end it, whatever happens."""
+    stopping = Stopping(supervisor)
+    up = False
+    try:
+        begin()
+        up = True
+        while not stopping.asked:
+            supervisor.look()
+            time.sleep(_LOOK_EVERY)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if up and not out.as_json:
+            out.console.print("stopping: handlers may finish; Ctrl-C again to end them")
+        stopping.asked = True
+        supervisor.stop()
 
 
 def bring_up(
