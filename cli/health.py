@@ -17,7 +17,7 @@ _EXIT = {State.OK: EXIT_OK, State.WARNING: EXIT_OK, State.DEGRADED: EXIT_NO, Sta
 @click.command("health")
 @json_option
 def health_command(out: Output) -> int:
-    """Say how everything is, within a second.
+    """Say how everything is, without waiting for what does not answer: AEGIS_HEALTH_TIMEOUT, 0.7 s by default.
 
     Exit status: 0 healthy, also with warnings, which are for a person to decide; 1 degraded (work is accepted,
     but something needs a look); 2 down.

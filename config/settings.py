@@ -68,6 +68,9 @@ class Settings(BaseModel):
     stop_grace: Annotated[
         float, Field(ge=0, le=3600, description="how long a stopping worker lets its handlers finish")
     ] = 15
+    health_timeout: Annotated[
+        float, Field(ge=0.1, le=60, description="how long `aegis health` waits for what does not answer")
+    ] = 0.7
     max_bytes: Annotated[
         int, Field(ge=1024, le=1024 * 1024, description="the most that one checkpoint or payload may hold, in bytes")
     ] = 256 * 1024

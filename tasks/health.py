@@ -1,4 +1,4 @@
-"""Health: what works, what does not, and what to do about it; answered within a second."""
+"""Health: what works, what does not, and what to do about it; it waits for nobody for long."""
 
 from __future__ import annotations
 
@@ -21,45 +21,42 @@ from .proof import append_only, ask_anchors, chains, mac
 from .question import Question
 from .replicas import Nodes, replication
 
-# What each of the two servers may take to answer; they are asked at the same time (seconds).
-_PATIENCE: Final = 0.7
 # A sweep that has not run for so many of its intervals is not running, whatever the reason.
 _MISSED_SWEEPS: Final = 10
 _SLOW_START: Final = timedelta(seconds=10)
 
 
 def health(settings: Settings) -> list[Check]:
-    """Look at everything once, without waiting for what does not answer."""
-    broker = _question("broker", lambda: ask_broker(settings, _PATIENCE))
+    """Look at everything once and at the same time; what does not answer has ``health_timeout``."""
+    within = settings.health_timeout
+    broker = _question("broker", lambda: ask_broker(settings, within))
     anchors = _question("anchors", lambda: ask_anchors(settings))
     backups = _question("backup", lambda: ask_backups(settings))
     nodes = Nodes(settings.database)
     database = _question("database", lambda: _ask_database(settings))
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + within
     checks, whole = database.answer(deadline)
     if not checks:
-        checks.append(
-            down("database", f"no answer within {_PATIENCE:g} s", "see that PostgreSQL is up and can be reached")
-        )
+        checks.append(down("database", _silent(settings), "see that PostgreSQL is up and can be reached"))
     elif not whole:
-        checks.append(_late())
+        checks.append(_late(settings))
     checks += nodes.answer(deadline)
     answered, _ = broker.answer(deadline)
     checks += answered
     # Its Sentinels may have answered, and it has not.
     if all(check.name != "broker" for check in answered):
         remedy = "see that the broker is up; nothing is lost meanwhile"
-        checks.append(degraded("broker", f"no answer within {_PATIENCE:g} s", remedy))
+        checks.append(degraded("broker", _silent(settings), remedy))
     found, whole = anchors.answer(deadline)
     checks += found
     if not whole:
         remedy = "see that the place that AEGIS_ANCHORS names can be reached"
-        checks.append(warning("anchors", f"no answer within {_PATIENCE:g} s", remedy))
+        checks.append(warning("anchors", _silent(settings), remedy))
     found, whole = backups.answer(deadline)
     checks += found
     if not whole:
         remedy = "see that the place that AEGIS_BACKUP_REPOSITORY names can be reached"
-        checks.append(degraded("backup", f"no answer within {_PATIENCE:g} s", remedy))
+        checks.append(degraded("backup", _silent(settings), remedy))
     checks.append(drills(settings))
     return checks
 
@@ -83,7 +80,7 @@ def _ask_database(settings: Settings) -> Iterator[Check]:
     part = "database"
     try:
         # One moment throughout: what moves while it is looked at would seem to contradict itself.
-        with database.snapshot(timedelta(seconds=_PATIENCE)) as connection:
+        with database.snapshot(timedelta(seconds=settings.health_timeout)) as connection:
             found = schema.current(connection)
             yield ok("database", "answers")
             part = "figures"
@@ -101,7 +98,7 @@ def _ask_database(settings: Settings) -> Iterator[Check]:
             yield from replication(replicated.read(connection))
     except DatabaseUnavailable as error:
         if is_too_slow(error):
-            yield _late()
+            yield _late(settings)
             return
         yield down(part, error.reason, f"start it with `aegis up`, or mend AEGIS_DATABASE_URL ({error.url})")
     except AegisError as error:
@@ -110,9 +107,13 @@ def _ask_database(settings: Settings) -> Iterator[Check]:
         database.close()
 
 
-def _late() -> Check:
+def _silent(settings: Settings) -> str:
+    return f"no answer within {settings.health_timeout:g} s"
+
+
+def _late(settings: Settings) -> Check:
     remedy = "the database is busy: see pg_stat_activity there, and look again"
-    return degraded("figures", f"not read within {_PATIENCE:g} s", remedy)
+    return degraded("figures", f"not read within {settings.health_timeout:g} s", remedy)
 
 
 def _judge(found: Vitals, settings: Settings) -> list[Check]:

@@ -23,8 +23,6 @@ from .sinks import sinks
 # After so many of their intervals without one, anchors are not being written, whatever the reason.
 _MISSED_ANCHORS: Final = 3
 _SLOW_START: Final = timedelta(seconds=10)
-# What the database may take to answer (seconds).
-_PATIENCE: Final = 0.7
 
 
 def chains(found: Vitals, settings: Settings) -> Check:
@@ -106,7 +104,7 @@ def ask_anchors(settings: Settings) -> Iterator[Check]:
         return
     database = Database(settings.database, pool_size=1, pre_ping=False)
     try:
-        with database.snapshot(timedelta(seconds=_PATIENCE)) as connection:
+        with database.snapshot(timedelta(seconds=settings.health_timeout)) as connection:
             if schema.current(connection) != schema.wanted():
                 return
             state, now = logs.state(connection), databases.now(connection)

@@ -49,7 +49,7 @@ _TYPED: Final = "typed-"
 # What a sandbox has of the deployment that is rehearsed; of the rest - servers, keys, anchors, backups - nothing.
 _ALIKE: Final = (
     *("heartbeat_interval", "heartbeat_timeout", "sweep_interval", "ring_grace", "checkpoint_interval"),
-    *("queue", "max_bytes", "anchor_interval", "anchor_every", "scrub_within", "postgres_bin", "valkey_bin"),
+    *("queue", "max_bytes", "health_timeout", "anchor_interval", "anchor_every", "scrub_within", "postgres_bin", "valkey_bin"),
 )
 _ALIVE_WITHIN: Final = 60.0
 _LOOK_EVERY: Final = 0.1

@@ -32,7 +32,10 @@ from aegis.recovery.drill.session import Session, Skipped
 pytestmark = pytest.mark.faults
 
 # The times of a machine that others work on, too: what it must not lose, nor do twice, is the same on any.
-PATIENT = {"AEGIS_OBJECTIVES": "process=0/60,broker=0/60,database=0/60,tampering=0/60"}
+PATIENT = {
+    "AEGIS_OBJECTIVES": "process=0/60,broker=0/60,database=0/60,tampering=0/60",
+    "AEGIS_HEALTH_TIMEOUT": "10",
+}
 
 
 def drill(aegis: CommandLine, *arguments: str, within: float = 400) -> Said:

@@ -96,14 +96,14 @@ def test_a_user_that_may_not_ask_still_hears_that_it_answers(own: Callable[..., 
 
 
 @pytest.mark.parametrize("scheme", ["redis", "sentinel"])
-def test_a_broker_that_is_dark_keeps_health_no_longer_than_a_second(scheme: str) -> None:
+def test_a_broker_that_is_dark_keeps_health_no_longer_than_it_was_told(scheme: str) -> None:
     """It takes connections, and never says a word: as a frozen host, or one behind a firewall."""
     with socket.create_server(("127.0.0.1", 0)) as dark:
         master = {"broker_master": "aegis"} if scheme == "sentinel" else {}
         settings = settings_for(f"{scheme}://127.0.0.1:{dark.getsockname()[1]}", **master)
         began = time.monotonic()
         found = {check.name: check for check in health(settings)}["broker"]
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < settings.health_timeout + 5  # it would be kept for ever
         assert found.state == "degraded"
         assert "nothing is lost meanwhile" in found.remedy
 

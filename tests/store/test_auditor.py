@@ -833,6 +833,7 @@ def configured(database_url: str, scenes: Scenes, tmp_path: Path) -> Settings:
         keys=scenes.file.path.with_name("keys"),
         trusted_keys=trusted,
         anchors=(scenes.file.name,),
+        health_timeout=10,
     )
 
 

@@ -320,7 +320,10 @@ def test_a_right_that_is_too_much_is_named(app: Database, granting: Callable[...
 
 def line(database_url: str, role: str | None, tmp_path: Path) -> Check:
     url = database_url if role is None else address(database_url, role)
-    found = health(Settings(home=tmp_path, database_url=url, broker_url="redis://127.0.0.1:1/0", anchors=("none",)))
+    settings = Settings(
+        home=tmp_path, database_url=url, broker_url="redis://127.0.0.1:1/0", anchors=("none",), health_timeout=10
+    )
+    found = health(settings)
     return next(check for check in found if check.name == "append-only")
 
 

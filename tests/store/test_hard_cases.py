@@ -30,7 +30,7 @@ from store_workbench import (
 from store_workflows import Act, Booking, Letter, Once, Parcel, Stage
 
 from aegis import Context, Workflow
-from aegis.config.settings import Settings, read
+from aegis.config.settings import Settings
 from aegis.core.errors import DatabaseUnavailable
 from aegis.core.recovery import Policy
 from aegis.persistence import repository, watch
@@ -565,7 +565,7 @@ def test_health_sees_one_moment_and_accuses_nobody(
     engine: DurableWorkflowEngine, bench: Bench, database_url: str, broker: PrivateBroker
 ) -> None:
     """While transitions are committed all the time, no history seems to contradict itself."""
-    settings = read({"AEGIS_DATABASE_URL": database_url, "AEGIS_BROKER_URL": broker.url})
+    settings = Settings(database_url=database_url, broker_url=broker.url, health_timeout=10)
     over = threading.Event()
 
     def work() -> None:

@@ -30,7 +30,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def reading(settings: Settings, url: str) -> Settings:
-    return Settings(home=settings.home, database_url=url, broker_url="redis://127.0.0.1:1/0")
+    return Settings(home=settings.home, database_url=url, broker_url="redis://127.0.0.1:1/0", health_timeout=10)
 
 
 def opened(url: str) -> Database:

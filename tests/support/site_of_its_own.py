@@ -53,6 +53,7 @@ class Site:
             database_url=server.url(),
             broker_url="redis://127.0.0.1:1/0",
             backup_repository=self.root / "repository",
+            health_timeout=10,  # what health says is looked at here, not how soon
             **changes,
         )
 

@@ -55,6 +55,7 @@ def test_an_empty_environment_gives_the_defaults_and_the_private_servers() -> No
         "ring_grace": 5,
         "checkpoint_interval": 300,
         "stop_grace": 15,
+        "health_timeout": 0.7,
         "max_bytes": 262144,
         "keys": Path(),
         "trusted_keys": Path(),
