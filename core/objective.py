@@ -45,11 +45,17 @@ DEFAULTS: Final = (
     _objective("host", "a worker with its whole host", 0, 15, "from its loss until all that it had in hand moved"),
     _objective("long-handler", "a worker, inside a long handler", 300, 5, "until the handler runs again elsewhere"),
     _objective("broker", "the broker, with everything in it", 0, 5, "until all that waited for their bell moved"),
+    _objective(
+        "broker-failover", "the broker's server, with Sentinels", 0, 10, "until all that waited for their bell moved"
+    ),
     _objective("database", "PostgreSQL, killed and started again", 0, 5, "until all that were under way moved"),
     _objective("machine", "every process of a single instance", 0, 10, "from its start until 100 workflows moved"),
     _objective("disk", "room on the database's disk", 0, 10, "from the moment that there is room again"),
     _objective("tampering", "the truth of a row", 0, 5, "until the transition that was edited is named"),
     _objective("database-node", "the database's host, with a standby", 0, 30, "until all that were under way moved"),
+    _objective(
+        "switch-over", "nothing: the lead is handed over", 0, 5, "from the command until all that were under way moved"
+    ),
     _objective("region", "a region, with a standby elsewhere", 0, 45, "until all that were under way moved"),
     _objective("operator", "rows, by mistake: to a point in time", 0, 60, "the restore of one GB, verified"),
 )

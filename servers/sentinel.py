@@ -79,7 +79,8 @@ class SentinelGroup:
     def is_linked(self) -> bool:
         """Whether every replica follows: Sentinels look for replicas when they start, and every ten seconds."""
         followed = str(len(self.servers) - 1)
-        return _ask(self.servers[0].port, f"WAIT {followed} 100", self.password) == [f":{followed}"]
+        master = self.master() or self.servers[0]
+        return _ask(master.port, f"WAIT {followed} 100", self.password) == [f":{followed}"]
 
     def is_complete(self) -> bool:
         """Whether each Sentinel knows the others and every replica: before that, none of them would fail over."""

@@ -111,21 +111,29 @@ class Cluster:
 
     # --- coming up ----------------------------------------------------------------------
 
-    def start(self, supervisor: Supervisor, tell: Callable[[str], None] = lambda _: None) -> None:
+    def start(
+        self,
+        supervisor: Supervisor,
+        tell: Callable[[str], None] = lambda _: None,
+        run: Callable[[Service], None] | None = None,
+    ) -> None:
         """Start everything; return once a commit is on two machines before it is acknowledged.
+
+        ``run`` starts a service otherwise than the supervisor by itself does.
 
         Raises:
             ServerUnavailable: something does not come up; its log's last line is in the message.
 
         """
         tell("etcd")
+        run = run or supervisor.start
         services = self.services()
         for service in services[: layouts.NODES]:
-            supervisor.start(service)
+            run(service)
         self._await(supervisor, "etcd has no leader", self._etcd_leads, _ETCD_WITHIN, services[0])
         tell("a primary")
         for service in services[layouts.NODES :]:
-            supervisor.start(service)
+            run(service)
         first = services[layouts.NODES]
         self._await(supervisor, "nobody leads", lambda: patroni.leader(self.members()) is not None, _UP_WITHIN, first)
         tell("two standbys")

@@ -24,12 +24,12 @@ from ...testing.invariants import Rules, check
 from ...testing.ledger import ACCEPTED, Entry, Ledger
 from . import measure
 from .client import Client
-from .faults import Fault, Scene
 from .ledger import START, ClientLedger, Request
 from .movement import Move, Movement
 from .report import Check, Outcome, Ran
 from .sandbox import Sandbox, unless_broken
 from .scenario import FILE, WORKFLOW, Command, Scenario
+from .scene import Fault, Scene
 from .workload import MAX_ATTEMPTS, turns
 
 # A drill begins once so many workflows were accepted, and have moved, within the last three seconds.

@@ -11,11 +11,11 @@ from typing import Final
 from ...core.objective import Objective
 from ...persistence.observe import Sight
 from ...testing.ledger import EFFECT, Entry
-from .faults import Fault
 from .ledger import EVENT, START, Request
 from .movement import Move, moved_at, still_met
 from .report import Check, Timeline
 from .scenario import Scenario
+from .scene import Fault
 from .workload import TRANSITIONS, Turn
 
 _BIN: Final = 0.25

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -38,6 +38,7 @@ from ...servers.supervisor import Service, Supervisor
 from ...tasks.broker import Broker
 from ...tasks.scrub import sources
 from ...workers.factory import make_app
+from .servers import Kind, Servers, prepare
 
 WORKLOAD: Final = "aegis.recovery.drill.workload"
 WORKERS: Final = ("worker-1", "worker-2")
@@ -49,7 +50,8 @@ _TYPED: Final = "typed-"
 # What a sandbox has of the deployment that is rehearsed; of the rest - servers, keys, anchors, backups - nothing.
 _ALIKE: Final = (
     *("heartbeat_interval", "heartbeat_timeout", "sweep_interval", "ring_grace", "checkpoint_interval"),
-    *("queue", "max_bytes", "health_timeout", "anchor_interval", "anchor_every", "scrub_within", "postgres_bin", "valkey_bin"),
+    *("queue", "max_bytes", "health_timeout", "anchor_interval", "anchor_every", "scrub_within"),
+    *("postgres_bin", "valkey_bin", "etcd_bin", "barman_bin"),
 )
 _ALIVE_WITHIN: Final = 60.0
 _LOOK_EVERY: Final = 0.1
@@ -58,11 +60,25 @@ _COMMAND_TIMEOUT: Final = 120.0
 Tell = Callable[[str], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a scenario needs; sandboxes that give the same can be used again.
+
+    ``settings`` are other than those of the deployment that is rehearsed. ``disk`` is the size of a file system
+    of its own for the database (``192m``), which root alone can have.
+    """
+
+    servers: Kind = Kind.SINGLE
+    settings: Mapping[str, object] = field(default_factory=dict)
+    disk: str = ""
+
+
 class Sandbox:
     """One deployment, up; made by ``sandbox``."""
 
-    def __init__(self, root: Path, settings: Settings, tell: Tell) -> None:
-        self.root, self.settings, self.tell = root, settings, tell
+    def __init__(self, root: Path, servers: Servers, tell: Tell) -> None:
+        self.root, self.servers, self.settings, self.tell = root, servers, servers.settings, tell
+        settings = self.settings
         self.outside = root / "outside"
         self.outside.mkdir(mode=0o777)
         self.environment = {**_no_settings(), **environment_of(settings)}
@@ -87,8 +103,7 @@ class Sandbox:
             AegisError: something does not come up.
 
         """
-        for service in stack.servers(self.settings):
-            self.start(service)
+        self.servers.start(self.start, self.supervisor)
         upgrade(self.database, deployment=self.settings.deployment)
         with self.database.statement() as connection:
             new_anchor_key(self.settings.key_folder, log_name(deployment_name(connection)))
@@ -118,6 +133,7 @@ class Sandbox:
         for name in self._services:
             if name not in running and not name.startswith(_TYPED):
                 self.start_again(name)
+        self.servers.make_whole(self.supervisor)
         self.await_workers(len(WORKERS))
 
     def await_workers(self, count: int) -> None:
@@ -214,10 +230,8 @@ class Sandbox:
 
 
 @contextmanager
-def sandbox(given: Settings, tell: Tell, changes: Mapping[str, object], disk: str = "") -> Iterator[Sandbox]:
+def sandbox(given: Settings, tell: Tell, needs: Needs) -> Iterator[Sandbox]:
     """Give a deployment that is up; in the end nothing of it is left, however that comes.
-
-    ``disk`` is the size of a file system of its own for the database (``192m``), which root alone can have.
 
     Raises:
         AegisError: it does not come up.
@@ -226,10 +240,10 @@ def sandbox(given: Settings, tell: Tell, changes: Mapping[str, object], disk: st
     # Not below a private folder: PostgreSQL is not run by root.
     root = Path(tempfile.mkdtemp(prefix="aegis-drill-"))
     root.chmod(0o755)
-    settings = own(given, root / "home", changes)
+    settings = own(given, root / "home", needs.settings)
     try:
-        with _disk(settings.places.postgres, disk):
-            made = Sandbox(root, settings, tell)
+        with _disk(settings.places.postgres, needs.disk):
+            made = Sandbox(root, prepare(needs.servers, settings), tell)
             try:
                 made.bring_up()
                 yield made
@@ -255,9 +269,9 @@ def own(given: Settings, home: Path, changes: Mapping[str, object]) -> Settings:
 def environment_of(settings: Settings) -> dict[str, str]:
     """Return the variables that give these very settings."""
     told = {}
-    for name, field in Settings.model_fields.items():
+    for name, known in Settings.model_fields.items():
         value = getattr(settings, name)
-        if value != field.default:
+        if value != known.default:
             text = ",".join(value) if isinstance(value, tuple) else str(value)
             told[f"AEGIS_{name.upper()}"] = text
     return told

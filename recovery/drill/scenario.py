@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from .faults import Fault, Scene
+from .sandbox import Needs
+from .scene import Fault, Scene
 
 WORKFLOW: Final = "ID"
 """Stands in a command for the workflow that was met."""
@@ -56,10 +57,8 @@ class Scenario:
     """The time counts from the healing commands on: how long it takes until somebody types them is not ours."""
     loses_progress: bool = False
     """The RPO is of work inside a handler; of what was acknowledged nothing may be lost in any case."""
-    settings: Mapping[str, object] = field(default_factory=dict)
-    """Settings that make it possible to see within a minute what is declared for longer."""
-    disk: str = ""
-    """The size of a file system for the database alone."""
+    needs: Needs = field(default_factory=Needs)
+    """What the sandbox has to be; settings that make it possible to see within a minute what is declared for longer."""
     spends: bool = False
     """The sandbox is no good for another drill."""
     skipped: Callable[[], str] = lambda: ""

@@ -11,7 +11,7 @@ from ...config.settings import Settings
 from ...core.objective import Objective
 from .drill import Drill, Terms
 from .report import Outcome, Report, machine, now, telling, versions
-from .sandbox import Sandbox, sandbox
+from .sandbox import Needs, Sandbox, sandbox
 from .scenario import Scenario
 
 
@@ -30,7 +30,7 @@ class Session:
         self._given, self._terms, self._tell = given, terms, tell
         self._stack = ExitStack()
         self._box: Sandbox | None = None
-        self._fits: tuple[object, ...] = ()
+        self._fits: Needs | None = None
 
     def __enter__(self) -> Self:
         """Begin without a sandbox."""
@@ -67,7 +67,7 @@ class Session:
                 self._drop()
             else:
                 box.restore()
-        settings = telling(self._given.model_copy(update=dict(scenario.settings)))
+        settings = telling(self._given.model_copy(update=dict(scenario.needs.settings)))
         return Report(
             scenario=scenario.name,
             title=scenario.title,
@@ -88,16 +88,15 @@ class Session:
         (declared,) = (each for each in self._given.declared if each.name == scenario.objective)
         if not scenario.loses_progress:
             return declared
-        interval = float(str(scenario.settings.get("checkpoint_interval", self._given.checkpoint_interval)))
+        interval = float(str(scenario.needs.settings.get("checkpoint_interval", self._given.checkpoint_interval)))
         return replace(declared, rpo=declared.rpo * interval / self._given.checkpoint_interval)
 
     def _sandbox(self, scenario: Scenario) -> Sandbox:
-        fits = (tuple(sorted(scenario.settings.items())), scenario.disk)
-        if self._box is None or self._fits != fits:
+        if self._box is None or self._fits != scenario.needs:
             self._drop()
             self._tell("making a sandbox")
-            self._box = self._stack.enter_context(sandbox(self._given, self._tell, scenario.settings, scenario.disk))
-            self._fits = fits
+            self._box = self._stack.enter_context(sandbox(self._given, self._tell, scenario.needs))
+            self._fits = scenario.needs
         return self._box
 
     def _drop(self) -> None:

@@ -20,13 +20,13 @@ from local_engine import eventually
 
 from aegis.config.keys import new_anchor_key
 from aegis.config.settings import Settings, read
-from aegis.recovery.drill import faults
 from aegis.recovery.drill.drill import Terms
-from aegis.recovery.drill.faults import Fault, Scene
+from aegis.recovery.drill.faults import broker, history, workers
 from aegis.recovery.drill.report import Report
 from aegis.recovery.drill.sandbox import environment_of, is_pulse, own
 from aegis.recovery.drill.scenario import Scenario
 from aegis.recovery.drill.scenarios import BY_NAME, QUICK
+from aegis.recovery.drill.scene import Fault, Scene
 from aegis.recovery.drill.session import Session, Skipped
 
 pytestmark = pytest.mark.faults
@@ -121,7 +121,7 @@ def without_beat(scene: Scene) -> Fault:
     """The broker wiped, and nobody there who sweeps: nothing can be rung again."""
     with scene.box.hands_off:
         scene.box.supervisor.take_away("beat")
-    return faults.wipe_broker(scene)
+    return broker.wipe_broker(scene)
 
 
 def behind_its_back(scene: Scene) -> Fault:
@@ -133,18 +133,18 @@ def behind_its_back(scene: Scene) -> Fault:
         for table in ("aegis_workflow", "aegis_transition", "aegis_checkpoint", "aegis_payload", "aegis_event"):
             column = "id" if table == "aegis_workflow" else "workflow_id"
             connection.exec_driver_sql(f"DELETE FROM {table} WHERE {column} = %(id)s", {"id": done.workflow_id})  # noqa: S608
-    return faults.kill_worker(scene)
+    return workers.kill_worker(scene)
 
 
 def names_another(scene: Scene) -> Fault:
     """Two transitions edited, of which the drill was told one."""
-    fault = faults.tamper(scene)
+    fault = history.tamper(scene)
     other = next(
         each
         for each in scene.movement.sights().values()
         if each.status == "completed" and each.workflow_id != fault.victim
     )
-    faults._edit(scene, other.workflow_id, 1, "user:mallory")
+    history._edit(scene, other.workflow_id, 1, "user:mallory")
     return fault
 
 

@@ -10,10 +10,10 @@ import pytest
 from aegis.core.objective import DEFAULTS
 from aegis.persistence.observe import Sight
 from aegis.recovery.drill import measure
-from aegis.recovery.drill.faults import Fault
 from aegis.recovery.drill.ledger import EVENT, START, Request
 from aegis.recovery.drill.movement import Move
 from aegis.recovery.drill.scenarios import BY_NAME
+from aegis.recovery.drill.scene import Fault
 from aegis.recovery.drill.workload import Turn
 from aegis.testing.ledger import EFFECT, Entry
 

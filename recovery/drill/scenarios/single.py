@@ -1,4 +1,4 @@
-"""The scenarios: a table of what can be lost on a single instance. The runbook's pages are made from it."""
+"""What can be lost on a single instance."""
 
 from __future__ import annotations
 
@@ -7,24 +7,10 @@ import shutil
 import sys
 from typing import Final
 
-from . import faults
-from .scenario import FILE, WORKFLOW, Command, Scenario
-
-_LOOK: Final = Command(
-    argv=("aegis", "health"), why="what is missing, line by line", expects=(0, 1, 2), says="AEGIS is "
-)
-_IS_WELL: Final = Command(argv=("aegis", "health"), why="AEGIS is ok, or is warning", says="AEGIS is ")
-_IS_INTACT: Final = Command(argv=("aegis", "verify", "--all"), why="every history is as committed", says="as committed")
-_QUARANTINE: Final = Command(
-    argv=("aegis", "list", "--status", "quarantined"), why="what the crashes put aside", says="no workflows"
-)
-_FAILED: Final = Command(
-    argv=("aegis", "list", "--status", "failed"), why="what ran out of attempts", says="no workflows"
-)
-_WORKER: Final = Command(
-    argv=("aegis", "worker", "-c", "2"), why="another worker, unless your process manager started one", runs_on=True
-)
-_PENDING: Final = Command(argv=("aegis", "list", "--status", "pending", "--limit", "5"), why="what waits to run")
+from ..faults import broker, database, history, machine, workers
+from ..sandbox import Needs
+from ..scenario import FILE, WORKFLOW, Command, Scenario
+from .commands import FAILED, IS_INTACT, IS_WELL, LOOK, PENDING, QUARANTINE, WORKER
 
 
 def _needs_root() -> str:
@@ -37,49 +23,49 @@ def _needs_linux() -> str:
     return "" if sys.platform == "linux" else "children end with their parent on Linux alone"
 
 
-SCENARIOS: Final = (
+SINGLE: Final = (
     Scenario(
         name="worker",
         title="A worker was killed",
         objective="process",
-        fault=faults.kill_worker,
+        fault=workers.kill_worker,
         injects="SIGKILL to a worker with its children while it has workflows in hand; nothing starts it again.",
         shows="`workers` in `aegis health` has one less alive. The log of the worker ends without a farewell.",
-        check=(_LOOK,),
-        heal=(_WORKER,),
+        check=(LOOK,),
+        heal=(WORKER,),
         expect="Whatever it had in hand is taken up by other workers within seconds, as the next attempt; if there are"
         " no others, as soon as there is one. Nothing that was acknowledged is lost; effects of the attempt that was"
         " cut off may be repeated, with the same `ctx.key`.",
-        over=(_QUARANTINE, _IS_WELL, _IS_INTACT),
+        over=(QUARANTINE, IS_WELL, IS_INTACT),
         skipped=_needs_linux,
     ),
     Scenario(
         name="child",
         title="A worker's child was killed",
         objective="process",
-        fault=faults.kill_child,
+        fault=workers.kill_child,
         injects="SIGKILL to one child of a worker's pool, inside a handler: as the kernel does when memory is short.",
         shows="The worker's log says `Worker exited prematurely: signal 9`. The number of workers is as before.",
-        check=(_LOOK,),
+        check=(LOOK,),
         heal=(),
         expect="The pool starts another child. A sibling takes the workflow up at once if it hears the bell that is put"
         " back; if a worker elsewhere does, it waits for the next heartbeat and sweep, three or four seconds. A handler"
         " that kills its process in every attempt ends in quarantine.",
-        over=(_QUARANTINE, _IS_WELL, _IS_INTACT),
+        over=(QUARANTINE, IS_WELL, IS_INTACT),
         advice="If workflows are quarantined: look for what was short (`dmesg`), and `aegis retry` them.",
     ),
     Scenario(
         name="host",
         title="A worker's host is gone",
         objective="host",
-        fault=faults.kill_host,
+        fault=workers.kill_host,
         injects="SIGKILL to a worker and to the process of its heartbeat, so that nobody is left who could tell.",
         shows="`workers` says that one is silent once `AEGIS_HEARTBEAT_TIMEOUT` has passed.",
-        check=(_LOOK,),
+        check=(LOOK,),
         heal=(),
         expect="After the heartbeat's time-out and one sweep everything it had in hand is due, and is taken up by other"
         " workers.",
-        over=(_QUARANTINE, _IS_WELL, _IS_INTACT),
+        over=(QUARANTINE, IS_WELL, IS_INTACT),
         advice="Start another worker on another host: `aegis worker`. One that starts on the same host again frees at"
         " once what its predecessors there held.",
     ),
@@ -87,45 +73,45 @@ SCENARIOS: Final = (
         name="long-handler",
         title="A worker was killed inside a long handler",
         objective="long-handler",
-        fault=faults.kill_in_a_long_handler,
+        fault=workers.kill_in_a_long_handler,
         injects="SIGKILL to a worker between two checkpoints of a handler that calls `ctx.progress()`. The sandbox has"
         " an `AEGIS_CHECKPOINT_INTERVAL` of 5 s, and the objective is scaled to it.",
         shows="`RPO now` in `aegis health` says how old the oldest checkpoint of a running handler is: so much of its"
         " work is done again.",
-        check=(_LOOK,),
-        heal=(_WORKER,),
+        check=(LOOK,),
+        heal=(WORKER,),
         expect="The handler runs again elsewhere within a second, from its last checkpoint on.",
-        over=(_QUARANTINE, _IS_WELL, _IS_INTACT),
+        over=(QUARANTINE, IS_WELL, IS_INTACT),
         loses_progress=True,
-        settings={"checkpoint_interval": 5.0},
+        needs=Needs(settings={"checkpoint_interval": 5.0}),
         skipped=_needs_linux,
     ),
     Scenario(
         name="broker-wiped",
         title="The broker was wiped",
         objective="broker",
-        fault=faults.wipe_broker,
+        fault=broker.wipe_broker,
         injects="FLUSHALL while bells wait in it.",
         shows="Beat's log says `the broker remembers nothing`. Workflows wait although workers have nothing to do.",
-        check=(_LOOK, _PENDING),
+        check=(LOOK, PENDING),
         heal=(),
         expect="The next sweep finds its mark gone, and rings whatever could run: within two seconds. Nothing has to be"
         " put back into the broker.",
-        over=(_IS_WELL, _IS_INTACT),
+        over=(IS_WELL, IS_INTACT),
         advice="If nothing moves after ten seconds, beat is not running: `aegis beat`.",
     ),
     Scenario(
         name="broker-killed",
         title="The broker is gone",
         objective="broker",
-        fault=faults.kill_broker,
+        fault=broker.kill_broker,
         injects="SIGKILL to the broker, with bells waiting in it and its disk lost; it is back, empty, a second later.",
         shows="`broker` in `aegis health` is not ok. `aegis start` says that it was not rung.",
-        check=(_LOOK,),
+        check=(LOOK,),
         heal=(),
         expect="Workflows are accepted meanwhile, and wait in PostgreSQL. Once the broker answers, workers find it"
         " within two seconds, and the sweep rings what could run.",
-        over=(_IS_WELL, _IS_INTACT),
+        over=(IS_WELL, IS_INTACT),
         advice="`aegis up` starts a private broker again by itself. One of your own: start it as your system does; it"
         " may be empty.",
     ),
@@ -133,15 +119,15 @@ SCENARIOS: Final = (
         name="database-killed",
         title="PostgreSQL crashed",
         objective="database",
-        fault=faults.kill_database,
+        fault=database.kill_database,
         injects="SIGKILL to PostgreSQL with all its processes, in the middle of commits; it is started again at once.",
         shows="`database` in `aegis health` is down; `start` and `send` raise `DatabaseUnavailable`.",
-        check=(_LOOK,),
+        check=(LOOK,),
         heal=(),
         expect="PostgreSQL recovers from its log, within a second or two for a small one. Handlers that were running"
         " keep what they have, and commit it. A request that was answered with an error may have been carried out:"
         " the same id, or key, may be used again.",
-        over=(_FAILED, _IS_WELL, _IS_INTACT),
+        over=(FAILED, IS_WELL, IS_INTACT),
         advice="`aegis up` starts a private server again by itself. One of your own: start it as your system does, and"
         " read its log before anything else if it does not come up. Do not remove files from its data directory.",
     ),
@@ -149,7 +135,7 @@ SCENARIOS: Final = (
         name="whole-machine",
         title="The whole machine was lost, and is back",
         objective="machine",
-        fault=faults.kill_everything,
+        fault=machine.kill_everything,
         injects="SIGKILL to every process at once, servers included, with more than a hundred workflows under way.",
         shows="Nothing answers.",
         check=(Command(argv=("aegis", "health"), why="everything is down", expects=(2,), says="AEGIS is down"),),
@@ -162,7 +148,7 @@ SCENARIOS: Final = (
         ),
         expect="The servers are up within two or three seconds, and a hundred workflows move within ten, each from its"
         " last committed transition.",
-        over=(_FAILED, _IS_WELL, _IS_INTACT),
+        over=(FAILED, IS_WELL, IS_INTACT),
         advice="With servers of your own: PostgreSQL first, then the broker, workers and beat in any order.",
         from_healing=True,
         spends=True,
@@ -171,17 +157,17 @@ SCENARIOS: Final = (
         name="disk-full",
         title="The database's disk is full",
         objective="disk",
-        fault=faults.fill_disk,
+        fault=database.fill_disk,
         injects="A file that takes all the room there is on a small file system with the database alone, until clients"
         " are refused.",
         shows="`start` and `send` raise `DatabaseUnavailable: ... No space left on device`; so does PostgreSQL's log.",
-        check=(_LOOK,),
+        check=(LOOK,),
         heal=(Command(argv=("rm", FILE), why="make room; never with files of PostgreSQL's own"),),
         expect="Nothing that was acknowledged is lost, and no attempt is counted against a handler whose commit found"
         " no room. Once there is room, everything goes on by itself within seconds.",
-        over=(_FAILED, _IS_WELL, _IS_INTACT),
+        over=(FAILED, IS_WELL, IS_INTACT),
         from_healing=True,
-        disk="176m",
+        needs=Needs(disk="176m"),
         spends=True,
         skipped=_needs_root,
     ),
@@ -189,7 +175,7 @@ SCENARIOS: Final = (
         name="tampering",
         title="A history was changed",
         objective="tampering",
-        fault=faults.tamper,
+        fault=history.tamper,
         injects="One column of one committed transition edited by a superuser, past all triggers.",
         shows="`chains` in `aegis health` is down, beat's log says `history was changed`, or `aegis verify` ends in 1.",
         check=(
@@ -207,13 +193,9 @@ SCENARIOS: Final = (
         heal=(),
         expect="What was edited is named within seconds: a million transitions take less than a minute. It is not"
         " undone by itself, and may be evidence.",
-        over=(_IS_INTACT,),
+        over=(IS_INTACT,),
         advice="Keep a base backup, the anchors and the logs; find out who could do it; restore the rows from a backup"
         " of before, or live with it ([a history was changed](how-to/operate.md#a-history-was-changed)). The drill puts"
         " the row back itself.",
     ),
 )
-
-QUICK: Final = ("worker", "broker-wiped", "database-killed", "tampering")
-"""Those that run wherever tests do."""
-BY_NAME: Final = {scenario.name: scenario for scenario in SCENARIOS}

@@ -1,0 +1,118 @@
+"""What every fault has to do with: the scene, what it says of itself, and where the workflows are meanwhile."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import psutil
+
+from ...core.errors import DrillNotRun
+from ...persistence import observe
+from ...persistence.observe import Sight
+from .client import Client
+from .movement import Movement
+from .sandbox import WORKERS, Sandbox
+
+Place = tuple[int, int]
+
+# So many workflows are on their way when something shared is lost.
+WAITING: Final = 40
+_SHORT_TYPES: Final = ("DrillSteps", "DrillApproval")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a fault has to do with."""
+
+    box: Sandbox
+    client: Client
+    movement: Movement
+    prefix: str
+    random: random.Random
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What was done, and when (monotonic); ``met`` is where the workflows were that have to move again.
+
+    ``enough`` of them are enough, all by default. ``named`` is what `aegis verify` has to find, and
+    nothing else. ``undo`` mends what the runbook's commands cannot.
+    """
+
+    at: float
+    told: str
+    met: Mapping[str, Place] = field(default_factory=dict)
+    enough: int | None = None
+    named: tuple[str, int] | None = None
+    undo: Callable[[], None] | None = None
+    victim: str = ""
+    """The workflow, or the file, that the runbook's commands name."""
+
+
+# --- where the workflows are ---------------------------------------------------------------------
+
+
+def sights(scene: Scene) -> list[Sight]:
+    """Return where the workflows of this drill are."""
+    with scene.box.database.statement() as connection:
+        return list(observe.sights(connection, scene.prefix))
+
+
+@contextmanager
+def suspended(processes: Sequence[psutil.Process]) -> Iterator[None]:
+    """Have processes stand still for a moment."""
+    to_each(processes, psutil.Process.suspend)
+    try:
+        yield
+    finally:
+        to_each(processes, psutil.Process.resume)
+
+
+def to_each(processes: Sequence[psutil.Process], act: Callable[[psutil.Process], None]) -> None:
+    """Do something to each of the processes that is still there."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            act(process)
+
+
+def count(met: Mapping[str, Place]) -> str:
+    """Return how many there are, in words."""
+    return f"{len(met)} workflow{'s' * (len(met) != 1)}"
+
+
+def under_way(scene: Scene, *, at_least: int = 1, within: float = 20) -> dict[str, Place]:
+    """Return what could run, without what is inside a long handler: that goes on in its worker all the while."""
+    deadline = time.monotonic() + within
+    while True:
+        found = {s.workflow_id: s.place for s in sights(scene) if s.status == "pending" and s.type in _SHORT_TYPES}
+        if len(found) >= at_least:
+            return found
+        if time.monotonic() > deadline:
+            problem = f"only {len(found)} workflows were ever under way at once, of {at_least}"
+            raise DrillNotRun("the database", problem, "look at the load of the machine")
+        time.sleep(0.005)
+
+
+@contextmanager
+def queueing(scene: Scene) -> Iterator[dict[str, Place]]:
+    """Have bells wait in the broker, by stopping the workers for a moment; give whose they are."""
+    families = [process for name in WORKERS for process in scene.box.family(name)]
+    with suspended(families):
+        asked = set(scene.client.burst(WAITING))
+        deadline = time.monotonic() + 20
+        waiting: dict[str, Place] = {}
+        while len(waiting) < WAITING and time.monotonic() < deadline:
+            time.sleep(0.02)
+            waiting = {s.workflow_id: s.place for s in sights(scene) if _is_waiting(s) and s.workflow_id in asked}
+        if not waiting:
+            raise DrillNotRun("broker", "no bell ever waited in it", "look at the load of the machine")
+        yield waiting
+
+
+def _is_waiting(sight: Sight) -> bool:
+    return sight.status == "pending" and sight.owner is None
