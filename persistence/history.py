@@ -185,11 +185,11 @@ def data_at(connection: Connection, workflow_id: str, seq: int | None = None) ->
     data = _verified(workflow_id, found)
     if not data:  # that of any other transition holds the state at least
         raise DataErased(workflow_id, found.seq)
-    version = row.version if seq is None else _version_at(connection, workflow_id, seq, row.version)
+    version = row.version if seq is None else version_at(connection, workflow_id, seq, row.version)
     return Stored(type=row.type, version=version, data=data)
 
 
-def _version_at(connection: Connection, workflow_id: str, seq: int, newest: int) -> int:
+def version_at(connection: Connection, workflow_id: str, seq: int, newest: int) -> int:
     """Return the version that a workflow was of then: the one that the next upgrade of it says it came from.
 
     Raises:

@@ -14,22 +14,21 @@ from sqlalchemy import insert, literal_column, select
 from sqlalchemy.orm import Session
 
 from ..core.bell import Bell
-from ..core.canonical import canonical, load, pointer_step
 from ..core.chain import Link
-from ..core.errors import HistoryBroken, InvalidData, SingletonConflict, StartConflict, WorkflowPurged
-from ..core.starting import Conditions, Start, compared
+from ..core.errors import InvalidData, SingletonConflict, WorkflowPurged
+from ..core.starting import Conditions, Start
 from ..core.workflow import Workflow, snapshot, state_of
 from . import moves, sql
-from .history import is_erased, not_found
+from .history import not_found
 from .models import ENDED, CheckpointRow, DeploymentRow, PayloadRow, RemovalRow, TransitionRow, WorkflowRow
 from .operations import Terms
 from .records import Following
+from .repeated import was_started
 from .schema import no_deployment_name
 from .vouch import vouch
 
 _BATCH: Final = 500
 _MOST_TRIES: Final = 5
-_ANY_SIZE: Final = 2**30
 
 _W: Final = WorkflowRow.__table__.c
 
@@ -278,7 +277,7 @@ def _outcome(
         made = accepted.get(wanted.id)
         if made is not None and first[wanted.id] is wanted:
             return Started(id=wanted.id, new=True, bell=made.bell)
-        if _is_there(session, wanted):
+        if was_started(session, wanted.id, wanted.start, wanted.data):
             vouch(session.connection())
             return Started(id=wanted.id, new=False, bell=None)
         if (holder := _holder(session, wanted)) is not None:
@@ -309,69 +308,3 @@ def _holder(session: Session, wanted: _Wanted) -> str | None:
     if found is not None and not start.attach:
         raise SingletonConflict(type_name, start.singleton, found.id, found.status, found.state)
     return None if found is None else str(found.id)
-
-
-def _is_there(session: Session, wanted: _Wanted) -> bool:
-    """Whether it was started before.
-
-    Raises:
-        StartConflict: with something else.
-
-    """
-    workflow_id, definition = wanted.id, wanted.start.workflow.definition
-    type_name = session.execute(select(_W.type).where(_W.id == workflow_id)).scalar_one_or_none()
-    if type_name is None:
-        return False
-    if type_name != definition.type:
-        raise StartConflict(workflow_id, [f"type: {type_name} then, {definition.type} now"])
-    before, said = _first_of(session, workflow_id)
-    now = Conditions(
-        priority=wanted.start.priority,
-        queue=wanted.start.queue,
-        singleton=wanted.start.singleton,
-        attributes=wanted.start.attributes or {},
-    )
-    if found := differences(before, dict(wanted.data)) + differences(compared(said), now.compared()):
-        raise StartConflict(workflow_id, found)
-    return True
-
-
-def _first_of(session: Session, workflow_id: str) -> tuple[object, object]:
-    """Return the data that a workflow was started with, and what was said of the conditions."""
-    row = session.execute(
-        select(CheckpointRow.body, PayloadRow.body.label("said"))
-        .outerjoin(PayloadRow, (PayloadRow.workflow_id == CheckpointRow.workflow_id) & (PayloadRow.seq == 0))
-        .where(CheckpointRow.workflow_id == workflow_id, CheckpointRow.seq == 0, CheckpointRow.number == 0)
-    ).one_or_none()
-    if row is None:
-        if is_erased(session.connection(), workflow_id, 0):
-            raise StartConflict(workflow_id, ["its data was erased: nothing is left to compare with"])
-        raise HistoryBroken(workflow_id, 0, "its first checkpoint is missing; `aegis verify` tells more")
-    members: Any = load(bytes(row.body))
-    return members["state"], None if row.said is None else load(bytes(row.said))
-
-
-_NOTHING: Final = object()
-
-
-def differences(before: object, now: object, pointer: str = "") -> list[str]:
-    """Return where two JSON values differ, as lines for a person.
-
-    They are compared by their canonical bytes: to Python, ``True == 1`` and ``1 == 1.0``.
-    """
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            line
-            for key in sorted(before.keys() | now.keys())
-            for line in differences(before.get(key, _NOTHING), now.get(key, _NOTHING), pointer + pointer_step(key))
-        ]
-    then, given = _shown(before), _shown(now)
-    return [] if then == given else [f"{pointer or '/'}: {_cut(then)} then, {_cut(given)} now"]
-
-
-def _shown(value: object) -> str:
-    return "nothing" if value is _NOTHING else canonical(value, max_bytes=_ANY_SIZE).decode()
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - a line's worth
