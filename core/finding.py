@@ -46,7 +46,7 @@ class Severity(StrEnum):
     INFORMATIVE = "informative"
 
 
-# So many are told one by one; what is beyond is only counted.
+# Of each code so many are told one by one; what is beyond is only counted.
 _MOST_TOLD: Final = 10_000
 
 INFORMATIVE: Final = frozenset({Code.UNANCHORED, Code.PAYLOAD_ERASED, Code.CHECKPOINT_PRUNED, Code.PURGED, Code.LOST})
@@ -135,20 +135,26 @@ _NOT_TAMPERING: Final = frozenset({Code.ANCHOR_STALE})
 
 @dataclass(kw_only=True)
 class Findings:
-    """Findings as they come in: each once, and no more of them than anybody reads."""
+    """Findings as they come in: each once, and of each code no more than anybody reads.
 
+    The codes do not share: however many workflows were purged on purpose, a break is told.
+    """
+
+    most: int = _MOST_TOLD
     told: list[Finding] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    _seen: set[tuple[object, ...]] = field(default_factory=set)
+    # Of what is only counted, too: two places of anchors tell of the same. A number each keeps that small.
+    _seen: set[int] = field(default_factory=set)
 
     def add(self, finding: Finding) -> None:
         """Take one in, unless the same was found of the same place before."""
-        key = (finding.workflow_id, finding.seq, finding.code, finding.log_index if finding.seq is None else None)
+        index = finding.log_index if finding.seq is None else None
+        key = hash((finding.workflow_id, finding.seq, finding.code, index))
         if key in self._seen:
             return
+        self._seen.add(key)
         self.counts[finding.code] += 1
-        if len(self.told) < _MOST_TOLD:
-            self._seen.add(key)
+        if self.counts[finding.code] <= self.most:
             self.told.append(finding)
 
     def extend(self, findings: Iterable[Finding]) -> None:

@@ -61,9 +61,14 @@ class _Known:
 class Auditor:
     """Verifies the histories of one deployment."""
 
-    def __init__(self, database: Database, sources: Sources) -> None:
+    def __init__(self, database: Database, sources: Sources, *, most_told: int | None = None) -> None:
+        """Take what is known; of each code ``most_told`` findings are told one by one (None: what people read)."""
         self._database = database
         self._sources = sources
+        self._most_told = most_told
+
+    def _nothing_yet(self) -> Findings:
+        return Findings() if self._most_told is None else Findings(most=self._most_told)
 
     # --- one workflow -------------------------------------------------------------------
 
@@ -76,14 +81,14 @@ class Auditor:
 
         """
         check_name("workflow id", workflow_id)
-        began, tally, found = time.monotonic(), Tally(), Findings()
+        began, tally, found = time.monotonic(), Tally(), self._nothing_yet()
         known = self._known(found)
         there, witnesses = self._history(workflow_id, known, tally, found)
         if not there:
             raise WorkflowNotFound(workflow_id)
         if known.records.excused and workflow_id != SYSTEM:
             # What a record excuses is as good as the chain that the record stands in.
-            of_the_records = Findings()
+            of_the_records = self._nothing_yet()
             self._history(SYSTEM, known, Tally(), of_the_records)
             found.extend(failures(of_the_records.told))
         return _report(tally, found, witnesses, known.problems, began)
@@ -138,30 +143,31 @@ class Auditor:
             ConfigurationError: the deployment has no name any more: no chain can be checked.
 
         """
-        began, tally, found = time.monotonic(), Tally(), Findings()
+        began, tally, found = time.monotonic(), Tally(), self._nothing_yet()
         known = self._known(found)
         for _ in self._pages(known, tally, found):
             progress(tally)
         witnesses = self._compare(known, tally, found, progress)
         return _report(tally, found, witnesses, known.problems, began)
 
-    def some(self, after: str, most: int) -> tuple[str, int, list[Finding]]:
+    def some(self, after: str, most: int) -> tuple[str, Report]:
         """Verify the histories of some workflows, from an id on, until so many transitions were seen.
 
-        Return the id to go on from (empty: those were the last), how many it were, and what is wrong.
+        Return the id to go on from (empty: those were the last), and what was seen; with anchors only ``log`` compares.
         """
-        tally, found = Tally(), Findings()
+        began, tally, found = time.monotonic(), Tally(), self._nothing_yet()
         known = self._known(found)
         for place in self._pages(known, tally, found, after=after):
             if tally.transitions >= most:
-                return place, tally.transitions, found.told
-        return "", tally.transitions, found.told
+                return place, _report(tally, found, [], known.problems, began)
+        return "", _report(tally, found, [], known.problems, began)
 
-    def log(self, progress: Progress = lambda _: None) -> list[Finding]:
+    def log(self, progress: Progress = lambda _: None) -> Report:
         """Verify the log beside all that was anchored of it."""
-        tally, found = Tally(), Findings()
-        self._compare(self._known(found), tally, found, progress)
-        return found.told
+        began, tally, found = time.monotonic(), Tally(), self._nothing_yet()
+        known = self._known(found)
+        witnesses = self._compare(known, tally, found, progress)
+        return _report(tally, found, witnesses, known.problems, began)
 
     def _pages(self, known: _Known, tally: Tally, found: Findings, *, after: str = "") -> Iterator[str]:
         """Verify page by page; yield the id with which each ends."""

@@ -484,5 +484,11 @@ class ScrubRow(Base):
     """What this round has found so far, as lines for people; not all of it if it is much."""
     findings: Mapped[list[str]]
     """What the last round found."""
+    hindered: Mapped[list[str]] = mapped_column(server_default=text("'[]'"))
+    """What this round could not look at so far, and why."""
+    problems: Mapped[list[str]] = mapped_column(server_default=text("'[]'"))
+    """What the last round could not look at: nothing of that counts as compared with the anchors."""
+    compared: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """How many entries of the log the last round compared with anchors."""
 
     __table_args__ = (CheckConstraint("id = 1", name="aegis_scrub_is_one"),)

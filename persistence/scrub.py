@@ -32,6 +32,19 @@ class Scrub:
     took_from: datetime | None
     covered: int
     findings: tuple[str, ...]
+    hindered: tuple[str, ...]
+    problems: tuple[str, ...]
+    compared: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What one go has verified, found wrong, and could not look at; ``compared``: entries of the log with anchors."""
+
+    verified: int
+    found: Sequence[str] = ()
+    problems: Sequence[str] = ()
+    compared: int = 0
 
 
 def state(connection: Connection) -> Scrub:
@@ -52,6 +65,9 @@ def state(connection: Connection) -> Scrub:
         took_from=row.took_from,
         covered=row.covered,
         findings=tuple(row.findings),
+        hindered=tuple(row.hindered),
+        problems=tuple(row.problems),
+        compared=row.compared,
     )
 
 
@@ -60,26 +76,38 @@ def transitions(connection: Connection) -> int:
     return int(connection.execute(_ABOUT, {"name": TransitionRow.__tablename__}).scalar_one())
 
 
-def move_on(connection: Connection, before: Scrub, place: str, verified: int, found: Sequence[str]) -> bool:
+def move_on(connection: Connection, before: Scrub, place: str, seen: Seen) -> bool:
     """Note what was verified since; False if another process has moved on in the meantime."""
-    told = [*before.found, *found][:_MOST_FINDINGS]
-    changes = {"place": place, "verified": before.verified + verified, "found": told}
+    changes = {
+        "place": place,
+        "verified": before.verified + seen.verified,
+        "found": _first(before.found, seen.found),
+        "hindered": _first(before.hindered, seen.problems),
+    }
     return _change(connection, before, changes)
 
 
-def finish(connection: Connection, before: Scrub, verified: int, found: Sequence[str]) -> bool:
+def finish(connection: Connection, before: Scrub, seen: Seen) -> bool:
     """Note that the round is over, and begin the next; False if another process did."""
     changes = {
         "finished_at": sql.now(),
         "took_from": before.started_at,
-        "covered": before.verified + verified,
-        "findings": [*before.found, *found][:_MOST_FINDINGS],
+        "covered": before.verified + seen.verified,
+        "findings": _first(before.found, seen.found),
+        "problems": _first(before.hindered, seen.problems),
+        "compared": seen.compared,
         "started_at": sql.now(),
         "place": "",
         "verified": 0,
         "found": [],
+        "hindered": [],
     }
     return _change(connection, before, changes)
+
+
+def _first(before: Sequence[str], more: Sequence[str]) -> list[str]:
+    """Return the first lines of both, each once."""
+    return list(dict.fromkeys([*before, *more]))[:_MOST_FINDINGS]
 
 
 def _change(connection: Connection, before: Scrub, changes: dict[str, object]) -> bool:

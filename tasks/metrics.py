@@ -62,3 +62,6 @@ def _figures(connection: Connection, settings: Settings) -> Iterator[tuple[str, 
     yield "scrub_coverage_ratio", "part of all transitions verified in time", coverage(found, settings)
     findings = len(found.broken) + len(found.scrub.found) + len(found.scrub.findings)
     yield "scrub_findings", "what verification found wrong; 0 is intact", findings
+    problems = len(dict.fromkeys([*found.scrub.hindered, *found.scrub.problems]))
+    yield "scrub_problems", "what verification could not look at; 0 is nothing", problems
+    yield "scrub_anchored_entries", "entries of the log that the last round compared with anchors", found.scrub.compared

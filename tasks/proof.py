@@ -16,6 +16,7 @@ from ..persistence import log as logs
 from ..persistence import schema
 from ..persistence.database import Database
 from ..persistence.guards import Guards
+from ..persistence.scrub import Scrub
 from ..persistence.vitals import Vitals
 from .check import Check, State, degraded, down, ok, span, warning
 from .sinks import sinks
@@ -33,13 +34,24 @@ def chains(found: Vitals, settings: Settings) -> Check:
         more = f"; and {len(broken) - 1} more" if len(broken) > 1 else ""
         return down("chains", f"{broken[0]}{more}", "history was changed: see `aegis verify --all`")
     part = f"{coverage(found, settings):.0%} verified in the last {_within(settings)}"
-    says = f"the {found.sampled} newest are intact, {part}"
+    says = f"the {found.sampled} newest are intact, {part}{_beside(scrub)}"
+    if hindered := list(dict.fromkeys([*scrub.hindered, *scrub.problems])):
+        more = f"; and {len(hindered) - 1} more" if len(hindered) > 1 else ""
+        remedy = "mend that; it is told until beat has gone round without it, or see `aegis verify --all`"
+        return warning("chains", f"{says}; not verified: {hindered[0]}{more}", remedy)
     since = scrub.started_at if scrub.took_from is None else scrub.took_from
     if coverage(found, settings) < 1 and found.now - since > timedelta(seconds=settings.scrub_within):
         return warning(
             "chains", says, "see that beat runs; what it cannot do in time, `aegis verify --all` does at once"
         )
     return ok("chains", says)
+
+
+def _beside(scrub: Scrub) -> str:
+    """Say what the last whole round was compared with: what fits together by itself may still be a rewrite."""
+    if scrub.finished_at is None:
+        return ""
+    return f", {scrub.compared} of the log beside anchors" if scrub.compared else ", beside no anchors"
 
 
 def coverage(found: Vitals, settings: Settings) -> float:

@@ -8,7 +8,7 @@ from typing import Final
 from ..config.keys import mac_keys, trusted_keys
 from ..config.logging import get_logger
 from ..config.settings import Settings
-from ..core.finding import Code, Finding, Severity
+from ..core.finding import Code, Report
 from ..persistence import scrub as scrubs
 from ..persistence.auditor import Auditor, Sources
 from ..persistence.database import Database
@@ -57,21 +57,35 @@ def scrub(settings: Settings, database: Database) -> int:
         total = scrubs.transitions(connection)
     most = max(_LEAST, round(total * _HURRY * pause(settings) / settings.scrub_within))
     auditor = Auditor(database, sources(settings))
-    place, verified, found = auditor.some(before.place, most)
-    if not place:
-        found += auditor.log()
-    lines = _tell(found)
+    place, report = auditor.some(before.place, most)
+    seen = _seen([report] if place else [report, auditor.log()])
     with database.statement() as connection:
         if place:
-            scrubs.move_on(connection, before, place, verified, lines)
-        elif scrubs.finish(connection, before, verified, lines):
-            log.info("all histories verified", transitions=before.verified + verified, findings=len(lines))
-    return verified
+            scrubs.move_on(connection, before, place, seen)
+        elif scrubs.finish(connection, before, seen):
+            log.info(
+                "all histories verified",
+                transitions=before.verified + seen.verified,
+                findings=len(seen.found),
+                compared_with_anchors=seen.compared,
+            )
+    return seen.verified
 
 
-def _tell(found: list[Finding]) -> list[str]:
-    wrong = [each for each in found if each.severity is Severity.FAILURE and each.code is not Code.ANCHOR_STALE]
-    lines = [str(finding) for finding in wrong]
-    for line in lines:
+def _seen(reports: list[Report]) -> scrubs.Seen:
+    """Say what was found wrong, and what could not be looked at."""
+    wrong = [str(finding) for report in reports for finding in report.failures if finding.code is not Code.ANCHOR_STALE]
+    problems = [problem for report in reports for problem in report.problems]
+    # It is no edit, and yet nothing outside vouches for these.
+    if stale := sum(report.counts.get(Code.ANCHOR_STALE, 0) for report in reports):
+        problems.append(f"{stale:,} transitions that should long be anchored are in no anchor")
+    for line in wrong:
         log.critical("history was changed", finding=line)
-    return lines
+    for problem in dict.fromkeys(problems):
+        log.warning("not verified in full", problem=problem)
+    return scrubs.Seen(
+        verified=sum(report.transitions for report in reports),
+        found=wrong,
+        problems=problems,
+        compared=max((witness.entries for report in reports for witness in report.witnesses), default=0),
+    )

@@ -57,6 +57,7 @@ from aegis.persistence.models import CheckpointRow, TransitionRow, WorkflowRow
 from aegis.tasks import scrub as scrubber
 from aegis.tasks.bench import Bench
 from aegis.tasks.health import Check, State, health
+from aegis.tasks.metrics import metrics
 from aegis.tasks.sinks import AnchorFile
 from aegis.tasks.transition import Ended, run_transition
 
@@ -216,7 +217,7 @@ def test_nothing_at_all_is_in_order(database: Database, file: AnchorFile) -> Non
     assert (report.valid, report.workflows, report.transitions, report.findings) == (True, 0, 0, ())
     anchor_now(database, file)
     assert auditor(database, file).everything().valid
-    assert auditor(database, file).log() == []
+    assert auditor(database, file).log().valid
 
 
 @pytest.mark.parametrize("workflow_id", ["nobody", "aegis:system"])
@@ -238,14 +239,15 @@ def test_some_goes_from_place_to_place_and_comes_to_an_end(
     scene = scenes.put_up(database, Stage.ANCHORED)
     place, seen = "", []
     while True:
-        place, count, found = scene.auditor().some(place, 1)
-        seen.append((place, count))
-        assert found == []
+        place, report = scene.auditor().some(place, 1)
+        seen.append((place, report.transitions))
+        assert report.valid
         if not place:
             break
     assert seen == [("p", 5), ("q", 5), ("w", 2), ("", 0)]
-    assert scene.auditor().some("", 6)[:2] == ("q", 10)
-    assert scene.auditor().some("", 1000)[:2] == ("", 12)
+    for most, place, count in ((6, "q", 10), (1000, "", 12)):
+        came_to, report = scene.auditor().some("", most)
+        assert (came_to, report.transitions) == (place, count)
 
 
 # --- what is not anchored, or no more --------------------------------------------------------------
@@ -923,6 +925,82 @@ def test_the_scrubber_compares_the_log_with_the_anchors_too(
     scrubber.scrub(configured, database)
     assert any("LOG_INCONSISTENT" in line for line in scrubbed(database).findings)
     assert chains(configured).state is State.DOWN
+
+
+def test_what_was_purged_does_not_push_a_break_out_of_what_is_told(
+    scenes: Scenes, database: Database, tmp_path: Path
+) -> None:
+    scene = scenes.put_up(database, Stage.ANCHORED, tmp_path)
+    scene.engine().purge("p")
+    anchor_now(database, *scene.sinks)
+    edit_envelope(scene, 2, lambda body: body.replace(b"user:ada", b"user:eve"), Reach.CHAIN, workflow_id="q")
+    few = Auditor(database, Sources(sinks=scene.sinks, trusted=TRUSTED), most_told=1)
+    for report in (few.everything(), few.log()):
+        assert report.tampered
+        assert at("q", [2], Code.ANCHOR_MISMATCH) <= failures(report)
+        assert (report.counts[Code.PURGED], report.counts[Code.ANCHOR_MISMATCH]) == (1, 3)
+        assert len(report.findings) == len(report.counts)
+
+
+@pytest.mark.parametrize("how", ["broken", "absent", "untrusted", "none"])
+def test_what_was_not_compared_with_the_anchors_is_not_said_to_be(
+    scenes: Scenes, database: Database, configured: Settings, tmp_path: Path, how: str
+) -> None:
+    scene = scenes.put_up(database, Stage.ANCHORED, tmp_path)
+    place = Path(scene.sinks[0].name)
+    if how == "broken":
+        place.unlink()
+        place.mkdir()
+    elif how == "absent":
+        place.unlink()
+    changed: dict[str, Any] = {"anchors": ("none" if how == "none" else str(place),)}
+    if how == "untrusted":
+        changed["trusted_keys"] = tmp_path / "nobody.vkey"
+    hindered = configured.model_copy(update=changed)
+    scrubber.scrub(hindered, database)
+    check, done = chains(hindered), scrubbed(database)
+    assert done.covered == 12
+    assert done.compared == 0
+    assert "beside no anchors" in check.says
+    if how == "none":
+        assert (check.state, done.problems) == (State.OK, ()), "where there are to be none, none are missed"
+    else:
+        (problem,) = done.problems
+        assert str(place) in problem
+        assert check.state is State.WARNING
+        assert problem in check.says
+        assert "aegis_scrub_problems 1.0" in metrics(hindered)
+    assert "aegis_scrub_anchored_entries 0.0" in metrics(hindered)
+
+    scrubber.scrub(configured, database)
+    assert scrubbed(database).problems == ()
+    assert chains(configured).state is State.OK
+    assert "12 of the log beside anchors" in chains(configured).says
+    assert "aegis_scrub_anchored_entries 12.0" in metrics(configured)
+
+
+@pytest.mark.usefixtures("slices")
+def test_what_hindered_a_slice_is_told_at_the_end_of_its_round(
+    scenes: Scenes, database: Database, configured: Settings
+) -> None:
+    """Also what no anchor is about although it is old: nothing outside vouches for it."""
+    scene = scenes.put_up(database, Stage.ANCHORED)
+    append(scene, "p")
+    sql(
+        database,
+        "UPDATE aegis_transition SET xact = 4611686018427387904, at = at - interval '1 hour'"
+        " WHERE workflow_id = 'p' AND seq = 5",
+    )
+    rehash(scene, "p", 5)
+    keyless = configured.model_copy(update={"keys": configured.home})
+    scrubber.scrub(keyless, database)
+    assert scrubbed(database).place
+    assert scrubbed(database).hindered == ("1 transitions that should long be anchored are in no anchor",)
+    assert chains(keyless).state is State.WARNING
+    while scrubbed(database).finished_at is None:
+        scrubber.scrub(keyless, database)
+    done = scrubbed(database)
+    assert (done.findings, done.hindered, len(done.problems)) == ((), (), 1)
 
 
 @pytest.mark.usefixtures("slices")

@@ -107,7 +107,7 @@ def watched(database: Database) -> None:
         watch.begin_sweep(connection, timedelta(seconds=12))
         watch.bury(connection, ["w@test"])
     with database.statement() as connection:
-        assert scrub.finish(connection, scrub.state(connection), 0, [])
+        assert scrub.finish(connection, scrub.state(connection), scrub.Seen(verified=0))
 
 
 def refusal(database: Database, statement: str) -> str:
