@@ -9,6 +9,7 @@ from private_servers import DEPLOYMENT, TEMPLATE, PrivatePostgres
 from sqlalchemy import NullPool, create_engine, text
 from store_workbench import RecordingRing, make_bench, make_engine
 from store_workflows import SCRIPT, Act
+from tampering import Scenes
 
 from aegis.persistence.database import Database
 from aegis.persistence.durable import DurableWorkflowEngine
@@ -23,6 +24,16 @@ def shared_url(postgres: PrivatePostgres) -> Iterator[str]:
     """One database a file: to make one takes longer than most of these tests."""
     with postgres.database(TEMPLATE) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def scenes(shared_url: str, tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+    """Histories that are attacked, told once a file."""
+    database = Database(shared_url.replace("postgresql://", "postgresql+psycopg2://"))
+    try:
+        return Scenes.prepare(database, tmp_path_factory.mktemp("outside"))
+    finally:
+        database.close()
 
 
 @pytest.fixture

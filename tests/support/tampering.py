@@ -280,14 +280,15 @@ def renumber(scene: Scene, workflow_id: str, old: int, new: int) -> None:
         scene.sql(changed, id=workflow_id, old=old, new=new)
 
 
-def restate(scene: Scene, workflow_id: str, seq: int) -> None:
-    """Make the checkpoints from ``seq`` on say where they stand, and the chain from there on fit."""
+def restate(scene: Scene, workflow_id: str, seq: int, reach: Reach = Reach.CHAIN) -> None:
+    """Make the checkpoints from ``seq`` on say where they stand, and the chain from there on fit, as far as it goes."""
     stored = _stored(scene, workflow_id, max(seq - 1, 0))
     for row in stored:
-        if row.seq >= seq:
+        if row.seq == seq or (row.seq > seq and reach is not Reach.ROW):
             said = {"seq": row.seq, "state": json.loads(row.checkpoint_body)["state"], "workflow_id": workflow_id}
             write_checkpoint(scene, workflow_id, row.seq, 0, canonical(said))
-    rehash(scene, workflow_id, seq, prev=stored[0].hash if seq else genesis(DEPLOYMENT, workflow_id))
+    prev = stored[0].hash if seq else genesis(DEPLOYMENT, workflow_id)
+    rehash(scene, workflow_id, seq, reach, prev=prev)
 
 
 def swap(scene: Scene, table: str, condition: str = "true") -> None:
