@@ -80,7 +80,9 @@ class Retry:
             delay = min(delay * self.factor, self.max_delay)
             if delay >= self.max_delay:
                 break
-        return timedelta(seconds=delay * (1 + self.jitter * (2 * _fraction(f"{key}#{attempt}") - 1)))
+        # At the cap it only shortens: spread as well, and never longer than the policy says.
+        least, most = delay * (1 - self.jitter), min(delay * (1 + self.jitter), self.max_delay)
+        return timedelta(seconds=least + (most - least) * _fraction(f"{key}#{attempt}"))
 
 
 class RetryAfter(Exception):

@@ -103,8 +103,7 @@ class Doorbell:
 class LocalRunner:
     """Runs the workflows of a database in this process: ``start``, and ``stop``; or ``run_until_idle``.
 
-    ``threads`` is how many handlers run at once. A handler's ``timeout`` is kept where it runs in the main
-    thread, as by ``run_until_idle``: no other can be interrupted.
+    ``threads`` is how many handlers run at once. A handler's ``timeout`` is kept; none of them can be ended, though.
     """
 
     def __init__(self, database: Database, settings: Settings, *, threads: int = 1) -> None:

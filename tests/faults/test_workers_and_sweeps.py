@@ -70,6 +70,21 @@ def test_other_pools_run_it_too(deployment: Deployment, pool: str) -> None:
     deployment.assert_sound()
 
 
+def test_a_pool_of_threads_stops_a_handler_that_takes_too_long(deployment: Deployment) -> None:
+    deployment.beat()
+    worker = deployment.worker(concurrency=1, options=["--pool=threads"])
+    deployment.ledger.accepted(deployment.engine.start(Stuck(), id="stuck").id)
+    deployment.ledger.accepted(deployment.engine.start(Steps(), id="bystander").id)
+    deployment.await_status("stuck", "failed")
+    deployment.await_status("bystander", "completed")
+    assert deployment.effects("stuck") == 2
+    error = deployment.engine.describe("stuck").error
+    assert error is not None
+    assert error["message"] == "Stuck.work did not finish within its timeout of 0.5 s"
+    assert worker.container.status == "running"
+    deployment.assert_sound(work=2)
+
+
 def test_a_zombie_that_wakes_after_its_claim_was_given_away_is_fenced_off(deployment: Deployment) -> None:
     deployment.beat()
     zombie = deployment.worker()

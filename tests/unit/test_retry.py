@@ -100,7 +100,15 @@ def test_a_delay_is_off_by_no_more_than_the_jitter(
     assert jittered is not None
     assert 0 <= exact <= 100
     microsecond = 1e-6
-    assert exact * (1 - jitter) - microsecond <= jittered <= exact * (1 + jitter) + microsecond
+    assert exact * (1 - jitter) - microsecond <= jittered <= min(100, exact * (1 + jitter)) + microsecond
+
+
+def test_at_the_most_the_jitter_only_shortens_and_spreads_all_the_same() -> None:
+    policy = Retry(max_attempts=10, delay=300, max_delay=300, jitter=0.1)
+    delays = [seconds(policy, 5, f"w-{number}:1") for number in range(500)]
+    found = [delay for delay in delays if delay is not None]
+    assert 270 <= min(found) < 271
+    assert 299 < max(found) <= 300
 
 
 # --- refusals -------------------------------------------------------------------------------
