@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sqlite3
@@ -25,6 +26,7 @@ from store_workflows import SCRIPT, Act, Alarm, Booking, Letter, Once, Parcel, R
 from stores import make_engine, make_runner
 
 from aegis import Context, Workflow, transition
+from aegis import DurableWorkflowEngine as AwaitedEngine
 from aegis.cli.main import aegis
 from aegis.config.settings import read, settings
 from aegis.core.errors import ConfigurationError, DatabaseUnavailable, InvalidData, NotOnSQLite, WaitTimeout
@@ -71,6 +73,20 @@ def test_without_anything_configured_it_works_in_memory_and_says_once_what_that_
         handle = engine.start(Relay())
         handle.send("go")
         assert handle.wait(timeout=10).state == "home"  # type: ignore[attr-defined]
+    said = [record.getMessage() for record in caplog.records if "lost with this process" in record.getMessage()]
+    assert len(said) == 1
+    assert not nothing.exists()
+
+
+def test_the_engine_that_is_awaited_says_so_as_well(nothing: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        async with AwaitedEngine() as engine:
+            assert engine.database.in_memory
+            handle = await engine.start(Relay())
+            await handle.send("go")
+            assert (await handle.wait(timeout=10)).state == "home"  # type: ignore[attr-defined]
+
+    asyncio.run(story())
     said = [record.getMessage() for record in caplog.records if "lost with this process" in record.getMessage()]
     assert len(said) == 1
     assert not nothing.exists()

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 from aegis.core.errors import DatabaseUnavailable
 from aegis.persistence import effects, repository
@@ -82,12 +84,34 @@ def _after(owner: Any, name: str, deed: Callable[[], None]) -> None:
     setattr(owner, name, wrapped)
 
 
+def _at_the_commit_inside(name: str, deed: Callable[[], None]) -> None:
+    """Do it where the transaction of a transactional handler is committed: ``before_commit`` or ``after_commit``."""
+    real = attempt_module.Attempt._run_inside
+    inside: list[bool] = []
+
+    def run_inside(*args: Any) -> Any:
+        inside.append(True)
+        try:
+            return real(*args)
+        finally:
+            inside.pop()
+
+    def happen(session: Session) -> None:
+        if inside and not session.in_nested_transaction() and _once():
+            deed()
+
+    attempt_module.Attempt._run_inside = run_inside  # type: ignore[method-assign]
+    event.listen(Session, name, happen)
+
+
 POINTS: dict[str, Callable[[Callable[[], None]], None]] = {
     "before claim": lambda deed: _before(repository, "claim", deed),
     "after claim": lambda deed: _after(repository, "claim", deed),
     "in handler": lambda deed: _before(attempt_module, "handle", deed),
     "after handler": lambda deed: _after(attempt_module, "handle", deed),
     "after commit": lambda deed: _after(repository, "commit", deed),
+    "before COMMIT inside": lambda deed: _at_the_commit_inside("before_commit", deed),
+    "after COMMIT inside": lambda deed: _at_the_commit_inside("after_commit", deed),
     "after intent": lambda deed: _after(effects, "begin", deed),
     "before record": lambda deed: _before(effects, "finish", deed),
     "after record": lambda deed: _after(effects, "finish", deed),
