@@ -206,7 +206,7 @@ def _layout(configured: Settings) -> Layout:
 
 
 def _nodes(layout: Layout, members: Sequence[Member]) -> object:
-    places = {node.name: f"127.0.0.1:{node.port}" for node in layout.nodes}
+    places = {node.name: f"{node.host}:{node.port}" for node in layout.nodes}
     rows = [
         (
             member.name,

@@ -20,7 +20,7 @@ from ...servers.postgres import server_identity, server_programs
 from ...servers.supervisor import Service, Supervisor, last_line
 from . import layout as layouts
 from . import patroni, programs
-from .layout import HOST, Etcd, Layout, Node
+from .layout import LOOPBACK, Etcd, Layout, Node
 from .patroni import Member
 
 _ETCD_WITHIN: Final = 30.0
@@ -29,18 +29,30 @@ _UP_WITHIN: Final = 180.0
 _LOOK_EVERY: Final = 0.2
 
 
+def where_we_are(_host: str, service: Service) -> Service:
+    """Return a service as it is: every host is this one."""
+    return service
+
+
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster below one home, ready to be started."""
+    """A cluster below one home, ready to be started; ``move`` returns a service as it runs on its host."""
 
     layout: Layout
     logs: Path
     etcd: Path
     python: programs.Python
     postgres: Path
+    move: Callable[[str, Service], Service] = where_we_are
 
     @classmethod
-    def prepare(cls, settings: Settings) -> Cluster:
+    def prepare(
+        cls,
+        settings: Settings,
+        hosts: Sequence[str] = (LOOPBACK,) * layouts.NODES,
+        guests: Sequence[str] = (),
+        move: Callable[[str, Service], Service] = where_we_are,
+    ) -> Cluster:
         """Find the programs, choose ports and passwords where there are none yet, write the configuration.
 
         Raises:
@@ -51,13 +63,15 @@ class Cluster:
         home = settings.places
         etcd, python, postgres = programs.etcd(settings), programs.python(home), server_programs(settings)
         home.make(home.logs)
-        cluster = cls(layouts.make(home), home.logs, etcd, python, postgres)
+        cluster = cls(layouts.make(home, hosts, guests), home.logs, etcd, python, postgres, move)
         cluster._refuse_taken_ports()
         for node in cluster.layout.nodes:
             cluster._configure(home, node)
         return cluster
 
     def _refuse_taken_ports(self) -> None:
+        if set(self.layout.hosts) != {LOOPBACK}:
+            return  # each has ports of its own, which cannot be seen from here
         first = self.layout.first_port
         taken = list(layouts.taken(range(first, first + 4 * layouts.NODES)))
         if taken:
@@ -86,7 +100,7 @@ class Cluster:
         return [*members, *(self._node_service(node) for node in self.layout.nodes)]
 
     def _etcd_service(self, etcd: Etcd, stage: int) -> Service:
-        return Service(
+        service = Service(
             name=etcd.name,
             argv=lambda: [str(self.etcd), *_etcd_options(self.layout, etcd)],
             log=self.logs / f"{etcd.name}.log",
@@ -94,9 +108,10 @@ class Cluster:
             stage=stage,
             identity={"cwd": "/"},
         )
+        return self.move(etcd.host, service)
 
     def _node_service(self, node: Node) -> Service:
-        return Service(
+        service = Service(
             name=node.name,
             argv=lambda: [str(self.python.program), "-m", "patroni", str(self.configuration_of(node))],
             log=self.logs / f"{node.name}.log",
@@ -108,6 +123,7 @@ class Cluster:
             # Its PostgreSQL is in a session of its own, and would go on without it.
             leaves=node.data / "postmaster.pid",
         )
+        return self.move(node.host, service)
 
     # --- coming up ----------------------------------------------------------------------
 
@@ -157,7 +173,7 @@ class Cluster:
         answers = 0
         for etcd in self.layout.etcds:
             try:
-                answers += '"true"' in patroni.ask(f"http://{HOST}:{etcd.client_port}/health")[1]
+                answers += '"true"' in patroni.ask(f"{etcd.client}/health")[1]
             except (OSError, HTTPException):
                 continue
         return answers == layouts.NODES
@@ -187,12 +203,11 @@ def remove(home: Home) -> None:
 
 
 def _etcd_options(layout: Layout, etcd: Etcd) -> list[str]:
-    client, peer = f"http://{HOST}:{etcd.client_port}", f"http://{HOST}:{etcd.peer_port}"
-    everybody = ",".join(f"{one.name}=http://{HOST}:{one.peer_port}" for one in layout.etcds)
+    everybody = ",".join(f"{one.name}={one.peer}" for one in layout.etcds)
     return [
         *("--name", etcd.name, "--data-dir", str(etcd.folder)),
-        *("--listen-client-urls", client, "--advertise-client-urls", client),
-        *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+        *("--listen-client-urls", etcd.client, "--advertise-client-urls", etcd.client),
+        *("--listen-peer-urls", etcd.peer, "--initial-advertise-peer-urls", etcd.peer),
         *("--initial-cluster", everybody, "--initial-cluster-state", "new"),
         *("--initial-cluster-token", f"aegis-{layout.first_port}"),
         # A busy machine must not look like a dead member: patient with each other, well within Patroni's ttl.

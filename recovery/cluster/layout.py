@@ -1,4 +1,4 @@
-"""The layout of a cluster on one machine: who is called what, listens where, and is let in with what.
+"""The layout of a cluster: who is called what, listens where, and is let in with what.
 
 It is made once and kept: after a restart every node is where its neighbours expect it.
 """
@@ -19,7 +19,7 @@ from ...config.home import Home
 from ...core.errors import ConfigurationError, ServerUnavailable
 
 NODES: Final = 3
-HOST: Final = "127.0.0.1"
+LOOPBACK: Final = "127.0.0.1"
 USER: Final = "aegis"
 DATABASE: Final = "postgres"
 # Below the ports that the system gives to whoever connects: one of those may be taken when a server comes back.
@@ -34,6 +34,7 @@ class Node:
     """One PostgreSQL under one Patroni; ``folder`` holds its data and configuration."""
 
     name: str
+    host: str
     port: int
     api_port: int
     folder: Path
@@ -46,7 +47,7 @@ class Node:
     @property
     def api(self) -> str:
         """Where its Patroni answers."""
-        return f"http://{HOST}:{self.api_port}"
+        return f"http://{self.host}:{self.api_port}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +55,35 @@ class Etcd:
     """One member of etcd, which knows who leads."""
 
     name: str
+    host: str
     client_port: int
     peer_port: int
     folder: Path
 
+    @property
+    def client(self) -> str:
+        """Where it answers those who ask who leads."""
+        return f"http://{self.host}:{self.client_port}"
+
+    @property
+    def peer(self) -> str:
+        """Where it answers the others of its kind."""
+        return f"http://{self.host}:{self.peer_port}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A cluster's layout below ``root``; ``password`` is that of the database's user and of Patroni's own doors."""
+    """A cluster's layout below ``root``; ``password`` is that of the database's user and of Patroni's own doors.
+
+    ``hosts`` are those of the nodes, each of which has a member of etcd beside it; ``guests`` are others that may
+    connect.
+    """
 
     root: Path
     first_port: int
     password: str
+    hosts: tuple[str, ...] = (LOOPBACK,) * NODES
+    guests: tuple[str, ...] = ()
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -73,11 +91,12 @@ class Layout:
         return tuple(
             Node(
                 name=f"node-{number + 1}",
+                host=host,
                 port=self.first_port + number,
                 api_port=self.first_port + NODES + number,
                 folder=self.root / f"node-{number + 1}",
             )
-            for number in range(NODES)
+            for number, host in enumerate(self.hosts)
         )
 
     @property
@@ -86,11 +105,12 @@ class Layout:
         return tuple(
             Etcd(
                 name=f"etcd-{number + 1}",
+                host=host,
                 client_port=self.first_port + 2 * NODES + number,
                 peer_port=self.first_port + 3 * NODES + number,
                 folder=self.root / f"etcd-{number + 1}",
             )
-            for number in range(NODES)
+            for number, host in enumerate(self.hosts)
         )
 
     @property
@@ -100,7 +120,7 @@ class Layout:
 
     def url(self, nodes: Sequence[Node] | None = None, target: str = "read-write") -> str:
         """Return the address of whoever of these nodes is what is asked for."""
-        hosts = ",".join(f"{HOST}:{node.port}" for node in nodes or self.nodes)  # as psql takes it, too
+        hosts = ",".join(f"{node.host}:{node.port}" for node in nodes or self.nodes)  # as psql takes it, too
         passfile = quote(str(self.passfile))
         return f"postgresql://{USER}@{hosts}/{DATABASE}?target_session_attrs={target}&passfile={passfile}"
 
@@ -115,7 +135,13 @@ def load(home: Home) -> Layout | None:
     kept = home.cluster / "cluster.json"
     try:
         known = json.loads(kept.read_bytes())
-        return Layout(root=home.cluster, first_port=int(known["first_port"]), password=str(known["password"]))
+        return Layout(
+            root=home.cluster,
+            first_port=int(known["first_port"]),
+            password=str(known["password"]),
+            hosts=tuple(known.get("hosts", (LOOPBACK,) * NODES)),
+            guests=tuple(known.get("guests", ())),
+        )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -125,8 +151,8 @@ def load(home: Home) -> Layout | None:
         ) from None
 
 
-def make(home: Home) -> Layout:
-    """Return the layout below a home: the one that is kept, or a new one.
+def make(home: Home, hosts: Sequence[str] = (LOOPBACK,) * NODES, guests: Sequence[str] = ()) -> Layout:
+    """Return the layout below a home: the one that is kept, or a new one on these hosts.
 
     Raises:
         ConfigurationError: the home cannot be used, or what is kept there.
@@ -136,12 +162,19 @@ def make(home: Home) -> Layout:
     home.make(home.cluster)
     layout = load(home)
     if layout is None:
-        layout = Layout(root=home.cluster, first_port=_free_block(), password=secrets.token_hex(16))
-        write_private(layout.passfile, f"*:*:*:{USER}:{layout.password}\n")
-        write_private(
-            home.cluster / "cluster.json",
-            json.dumps({"first_port": layout.first_port, "password": layout.password}) + "\n",
+        layout = Layout(
+            root=home.cluster,
+            first_port=_free_block(),
+            password=secrets.token_hex(16),
+            hosts=tuple(hosts),
+            guests=tuple(guests),
         )
+        write_private(layout.passfile, f"*:*:*:{USER}:{layout.password}\n")
+        kept = {name: getattr(layout, name) for name in ("first_port", "password", "hosts", "guests")}
+        write_private(home.cluster / "cluster.json", json.dumps(kept) + "\n")
+    elif layout.hosts != tuple(hosts):
+        problem = f"the cluster there is on other hosts: {', '.join(layout.hosts)}"
+        raise ConfigurationError(f"AEGIS_HOME={home.root}", problem, "name another home, or remove the folder")
     return layout
 
 
@@ -171,6 +204,6 @@ def taken(ports: Sequence[int]) -> Iterator[int]:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((HOST, port))
+                probe.bind((LOOPBACK, port))
             except OSError:
                 yield port

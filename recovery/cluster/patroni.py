@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...core.errors import ServerUnavailable
-from .layout import HOST, USER, Layout, Node
+from .layout import USER, Layout, Node
 
 SCOPE: Final = "aegis"
 LEADER: Final = "leader"
@@ -84,18 +84,18 @@ def configuration(layout: Layout, node: Node, programs: Path) -> dict[str, Any]:
         "scope": SCOPE,
         "name": node.name,
         "restapi": {
-            "listen": f"{HOST}:{node.api_port}",
-            "connect_address": f"{HOST}:{node.api_port}",
+            "listen": f"{node.host}:{node.api_port}",
+            "connect_address": f"{node.host}:{node.api_port}",
             "authentication": login,
         },
-        "etcd3": {"hosts": [f"{HOST}:{etcd.client_port}" for etcd in layout.etcds]},
+        "etcd3": {"hosts": [f"{etcd.host}:{etcd.client_port}" for etcd in layout.etcds]},
         "bootstrap": {
             "dcs": SETTINGS,
             "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "data-checksums"],
         },
         "postgresql": {
-            "listen": f"{HOST}:{node.port}",
-            "connect_address": f"{HOST}:{node.port}",
+            "listen": f"{node.host}:{node.port}",
+            "connect_address": f"{node.host}:{node.port}",
             "data_dir": str(node.data),
             "bin_dir": str(programs),
             "pgpass": str(node.folder / "pgpass"),
@@ -105,8 +105,8 @@ def configuration(layout: Layout, node: Node, programs: Path) -> dict[str, Any]:
             },
             "parameters": {"unix_socket_directories": ""},
             "pg_hba": [
-                f"host all all {HOST}/32 scram-sha-256",
-                f"host replication replicator {HOST}/32 scram-sha-256",
+                *(f"host all all {host}/32 scram-sha-256" for host in sorted({*layout.hosts, *layout.guests})),
+                *(f"host replication replicator {host}/32 scram-sha-256" for host in sorted({*layout.hosts})),
             ],
         },
     }
@@ -164,6 +164,24 @@ def switch_over(layout: Layout, to: str | None = None) -> str:
     if status != 200:  # noqa: PLR2004 - HTTP's OK
         raise ServerUnavailable("the cluster", said, "see `aegis cluster status`")
     return said
+
+
+def change(layout: Layout, settings: Mapping[str, object]) -> None:
+    """Change settings of the whole cluster; each node takes them over within ``loop_wait``.
+
+    Raises:
+        ServerUnavailable: no node of it answers, or they are refused.
+
+    """
+    said = "no node of it answers"
+    for node in layout.nodes:
+        try:
+            status, said = ask(f"{node.api}/config", settings, password=layout.password, method="PATCH")
+        except (OSError, HTTPException):
+            continue
+        if status == 200:  # noqa: PLR2004 - HTTP's OK
+            return
+    raise ServerUnavailable("the cluster", said, "see `aegis cluster status`")
 
 
 def ask(
