@@ -83,7 +83,8 @@ def verify_command(out: Output, backup: str | None) -> None:
 def archive_command() -> None:
     """Archive what the database writes, as it is written, until Ctrl-C.
 
-    One can go back to any moment that is archived. `aegis up` runs this where AEGIS_BACKUP_INTERVAL is set.
+    One can go back to any moment that is archived. `aegis up` runs this where AEGIS_BACKUP_INTERVAL or
+    AEGIS_BACKUP_SYNCHRONOUS is set.
     """
     # This very process: signals and the pid stay what a process manager knows.
     os.execv(sys.executable, [sys.executable, "-m", "aegis.recovery.backup.archive"])  # noqa: S606

@@ -56,6 +56,8 @@ def _render(console: Console, done: Restored) -> None:
             console.print(Text(line))
     if done.kept is not None:
         console.print(Text(f"what was there before is kept at {done.kept}"))
+    if done.waited:
+        console.print("its commits wait for nobody: set synchronous_standby_names again once its standbys are there")
     if done.epoch is not None:
         console.print(f"epoch {done.epoch} begins with it; {done.paused:,} workflows that had gone on are paused")
         console.print("next: start it, then `aegis reconcile`")

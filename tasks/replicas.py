@@ -17,6 +17,8 @@ from .question import Question
 _UNITS: Final = ("bytes", "kB", "MB", "GB")
 _THOUSAND: Final = 1000
 _NAME: Final = "replication"
+# Where nobody would take over, but nothing would be lost either.
+_ARCHIVED: Final = "a lost disk loses nothing: a commit returns once it is archived"
 
 
 def replication(found: Replication | None) -> Iterator[Check]:
@@ -40,11 +42,18 @@ def _judge(found: Replication) -> Check:
         lost = f"a lost primary loses up to {size(found.at_risk)}: {why}" if found.standbys else why
         return warning(_NAME, f"{lost} ({who})" if who else lost, "set synchronous_standby_names for an RPO of 0")
     if found.synchronous < found.needed:
-        has = f"{found.synchronous} of {found.needed} synchronous standbys {'is' if found.needed == 1 else 'are'} there"
-        return degraded(_NAME, f"writes wait: {has}", "start the standbys; nothing is lost meanwhile")
+        return _writes_wait(found, who)
     spare = found.synchronous - found.needed
-    says = f"a lost node loses nothing: {_count(found.synchronous)}"
+    says = _ARCHIVED if found.waits_for_archives_alone else f"a lost node loses nothing: {_count(found.synchronous)}"
     return ok(_NAME, f"{says} ({who})" if spare else f"{says}; without it, writes wait ({who})")
+
+
+def _writes_wait(found: Replication, who: str) -> Check:
+    if found.waits_for_archives_alone:
+        says = f"writes wait: the archive does not receive ({who})" if who else "writes wait: the archive is not there"
+        return degraded(_NAME, says, "start it: `aegis backup archive`, or `aegis up`; nothing is lost meanwhile")
+    has = f"{found.synchronous} of {found.needed} synchronous standbys {'is' if found.needed == 1 else 'are'} there"
+    return degraded(_NAME, f"writes wait: {has}", "start the standbys; nothing is lost meanwhile")
 
 
 def _count(number: int) -> str:

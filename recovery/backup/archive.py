@@ -1,4 +1,8 @@
-"""The archive as a process: it receives the WAL as it is written, and files what is whole. ``aegis backup archive``."""
+"""The archive as a process: it receives the WAL as it is written, and files what is whole. ``aegis backup archive``.
+
+Whether it tells the server of each commit at once, so that commits can wait for it, is decided when the
+receiver starts: one that was started before the server was told to wait is started again.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,22 @@ from typing import Final
 from ...config import logging as our_logging
 from ...config.logging import get_logger
 from ...config.settings import Settings, settings
-from ...core.errors import AegisError
+from ...core.errors import AegisError, DatabaseUnavailable
+from ...persistence import cluster
 from ...persistence.database import Database
+from ...tasks.backups import NAMES_IT
 from .barman import SERVER, Barman
 from .take import end, receiver, source
 
 log = get_logger(__name__)
 
 _LOOK_EVERY: Final = 0.5
+_ASK_EVERY: Final = 2.0
 _FILE_EVERY: Final = 30.0
-# After a receiver that ended (seconds): the server may be gone for a while.
+# After a receiver that ended (seconds): the server may be gone for a while. Where commits wait for the next
+# receiver, it is not much longer than that takes to start.
 _PAUSE: Final = 2.0
+_PAUSE_OF_COMMITS: Final = 0.5
 
 
 class Archive:
@@ -30,7 +39,6 @@ class Archive:
 
     def __init__(self, configured: Settings) -> None:
         self._settings = configured
-        self._process: subprocess.Popen[bytes] | None = None
         self.stopping = False
 
     def run(self) -> None:
@@ -40,22 +48,38 @@ class Archive:
                 self._session()
             except AegisError as error:
                 log.critical("the WAL is not archived", reason=str(error))
-            self._wait(_PAUSE)
+            pause = _PAUSE_OF_COMMITS if self._settings.backup_synchronous else _PAUSE
+            self._wait(time.monotonic() + pause)
 
     def _session(self) -> None:
         barman = source(self._settings).barman
         database = Database(self._settings.backup_database, pool_size=1, pre_ping=False)
         try:
+            waited_for = _is_waited_for(database)
             process = receiver(barman, database)
+            try:
+                self._receive(barman, database, process, waited_for=waited_for)
+            finally:
+                end(process)
         finally:
             database.close()
-        log.info("archiving the WAL", repository=str(barman.repository))
-        try:
-            while not self.stopping and process.poll() is None:
+
+    def _receive(
+        self, barman: Barman, database: Database, process: subprocess.Popen[bytes], *, waited_for: bool
+    ) -> None:
+        """Look after a receiver until it ends, or has to be started in another way."""
+        log.info("archiving the WAL", repository=str(barman.repository), commits_wait=waited_for)
+        if self._settings.backup_synchronous and not waited_for:
+            log.critical("commits do not wait for the archive", remedy=f"{NAMES_IT}; SELECT pg_reload_conf()")
+        file_at = 0.0
+        while not self.stopping and process.poll() is None:
+            if time.monotonic() >= file_at:
                 self._file(barman)
-                self._wait(_FILE_EVERY, process)
-        finally:
-            end(process)
+                file_at = time.monotonic() + _FILE_EVERY
+            if _is_waited_for(database, otherwise=waited_for) != waited_for:
+                log.info("the receiver is started again", commits_wait=not waited_for)
+                return
+            self._wait(time.monotonic() + _ASK_EVERY, process)
         if not self.stopping:
             said = (barman.repository / "receiver.log").read_text(errors="replace").strip().splitlines()
             log.critical("the receiver of the WAL ended", reason=said[-1] if said else "it said nothing")
@@ -66,10 +90,18 @@ class Archive:
         except AegisError as error:
             log.critical("the WAL is not filed", reason=str(error))
 
-    def _wait(self, seconds: float, process: subprocess.Popen[bytes] | None = None) -> None:
-        until = time.monotonic() + seconds
+    def _wait(self, until: float, process: subprocess.Popen[bytes] | None = None) -> None:
         while not self.stopping and time.monotonic() < until and (process is None or process.poll() is None):
             time.sleep(_LOOK_EVERY)
+
+
+def _is_waited_for(database: Database, *, otherwise: bool = False) -> bool:
+    """Whether the server lets commits wait for the archive; ``otherwise`` where it does not answer."""
+    try:
+        with database.statement() as connection:
+            return cluster.waits_for_archive(connection)
+    except DatabaseUnavailable:
+        return otherwise
 
 
 def main() -> None:

@@ -22,7 +22,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ...config.settings import Settings
 from ...core.errors import BackupFailed
-from ...persistence.cluster import RECEIVER, SLOT
+from ...persistence.cluster import SLOT
+from ...persistence.replication import RECEIVER
 
 SERVER: Final = "aegis"
 _DAY: Final = 86400

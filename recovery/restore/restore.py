@@ -7,6 +7,7 @@ messages of before are void, and what the outside world has seen of what was los
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -34,6 +35,8 @@ from . import epoch, point
 from .difference import Difference, with_anchors, with_live
 from .point import Point, Target
 
+# In the files of a server: that commits wait for somebody.
+_WAITS: Final = re.compile(r"^\s*synchronous_standby_names\s*=?\s*'?\s*[^'\s#]", re.IGNORECASE | re.MULTILINE)
 _TOO_EARLY: Final = "requested recovery stop point is before consistent recovery point"
 _TOO_LATE: Final = "recovery ended before configured recovery target was reached"
 
@@ -56,6 +59,8 @@ class Restored:
     epoch: int | None
     paused: int
     seconds: float
+    waited: bool = False
+    """Whether its commits would have waited for standbys that do not follow it: it was told to wait for nobody."""
     kept: Path | None = None
     """Where the database of before is now, if this one was put in its place."""
 
@@ -111,7 +116,9 @@ def _restore(
         finally:
             database.close()
     fetch.check_pages(barman.programs, base, data)
+    waited = False
     if into is not None:
+        waited = _let_wait_for_nobody(data, asked_for=settings.backup_synchronous and not settings.embedded)
         _give(data, into)
     return Restored(
         to=asked.said,
@@ -125,6 +132,7 @@ def _restore(
         lacks=lacks,
         epoch=raised,
         paused=paused,
+        waited=waited,
         seconds=round(time.monotonic() - began, 1),
     )
 
@@ -277,6 +285,17 @@ def _beside(settings: Settings, into: Path | None) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _let_wait_for_nobody(data: Path, *, asked_for: bool) -> bool:
+    """Tell it so where its files, or what we ask of its original, have commits wait: they would wait for ever."""
+    own = data / "postgresql.auto.conf"  # what is last in it overrides all other files
+    texts = [file.read_text(errors="replace") for file in (data / "postgresql.conf", own) if file.exists()]
+    if not asked_for and not any(_WAITS.search(text) for text in texts):
+        return False
+    with own.open("a") as file:
+        file.write("synchronous_standby_names = ''\n")
+    return True
 
 
 def _give(data: Path, into: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from local_engine import eventually
 from private_servers import PrivatePostgres
-from site_of_its_own import Site, needs_barman
+from site_of_its_own import Site, archiving, needs_barman
 from store_workbench import sql, value
 
 from aegis.core.errors import AegisError, BackupFailed, DatabaseUnavailable
@@ -87,25 +87,13 @@ def test_the_archive_follows_and_health_says_how_far_it_is(place: Site) -> None:
     take.take(place.settings)
     assert told(place, "archive").state is State.WARNING
     assert "nothing archives the WAL now" in told(place, "archive").says
-    environment = {
-        **os.environ,
-        "AEGIS_HOME": str(place.settings.home),
-        "AEGIS_DATABASE_URL": place.server.url(),
-        "AEGIS_BROKER_URL": place.settings.broker,
-        "AEGIS_BACKUP_REPOSITORY": str(place.settings.backups),
-    }
-    archive = [sys.executable, "-m", "aegis.recovery.backup.archive"]
-    running = subprocess.Popen(archive, env=environment, start_new_session=True)
-    try:
+    with archiving(place):
         eventually("it streams", lambda: told(place, "archive").state is State.OK, 30)
         place.start("o-1")
         streamed = lambda: "0.0 MB behind" in told(place, "archive").says  # noqa: E731
         eventually("all is archived", streamed, 30)
         base = take.take(place.settings)  # beside it: it takes the WAL from this one
         assert verify(place.settings, base.id)[1].workflows == 1
-    finally:
-        running.terminate()
-        running.wait(20)
     assert "nothing archives the WAL now" in told(place, "archive").says
 
 

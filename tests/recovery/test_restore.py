@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +12,7 @@ import pytest
 from deployment import Deployment
 from local_engine import AegisWorker, eventually
 from private_servers import folder
-from site_of_its_own import Site, needs_barman, opened
+from site_of_its_own import Site, archiving, given, ids, needs_barman, opened, run, up
 from sqlalchemy import text
 from store_workbench import RecordingRing, claimed, make_engine, sql, value
 from store_workflows import Decision, Once
@@ -26,35 +22,12 @@ from aegis.core.errors import RestoreFailed
 from aegis.core.workflow import registry
 from aegis.persistence import watch
 from aegis.persistence.auditor import Auditor
-from aegis.persistence.database import Database
 from aegis.persistence.watch import Worker
 from aegis.recovery.backup import take
-from aegis.recovery.backup.take import source
-from aegis.recovery.copy import copied
 from aegis.recovery.restore import point
-from aegis.recovery.restore.restore import Restored, restore
+from aegis.recovery.restore.restore import restore
 
 pytestmark = needs_barman
-
-
-@contextmanager
-def given(place: Site, done: Restored) -> Iterator[Database]:
-    """A server on what was given."""
-    assert done.into is not None
-    programs = source(place.settings).barman.programs if place.server.container.status == "running" else None
-    with copied(done.into, programs or take.programs(place.settings), place.root / "given.log") as copy:
-        copy.start(user="aegis", durable=True)
-        database = opened(copy.url("aegis", "postgres"))
-        try:
-            yield database
-        finally:
-            database.close()
-
-
-def ids(database: Database) -> list[str]:
-    with database.statement() as connection:
-        found = connection.exec_driver_sql("SELECT id FROM aegis_workflow WHERE id <> 'aegis:system' ORDER BY id")
-        return [row[0] for row in found]
 
 
 # --- points -----------------------------------------------------------------------------
@@ -153,20 +126,10 @@ def test_what_is_not_as_committed_is_not_given(place: Site) -> None:
 
 
 def test_the_disk_of_the_primary_is_destroyed_while_workflows_run(place: Site) -> None:
-    environment = {
-        **os.environ,
-        "AEGIS_HOME": str(place.settings.home),
-        "AEGIS_DATABASE_URL": place.server.url(),
-        "AEGIS_BROKER_URL": place.settings.broker,
-        "AEGIS_BACKUP_REPOSITORY": str(place.settings.backups),
-    }
     place.start("o-0")
     place.anchor()
     take.take(place.settings)
-    archive = subprocess.Popen(
-        [sys.executable, "-m", "aegis.recovery.backup.archive"], env=environment, start_new_session=True
-    )
-    try:
+    with archiving(place):
         eventually("it streams", lambda: place.archive().active, 30)
         acknowledged: list[str] = []
         until = time.monotonic() + 3
@@ -176,9 +139,6 @@ def test_the_disk_of_the_primary_is_destroyed_while_workflows_run(place: Site) -
             place.run(workflow_id)
             acknowledged.append(workflow_id)  # both transitions are committed, and its client knows
         eventually("all is shipped", lambda: place.archive().behind == 0, 30)
-    finally:
-        archive.terminate()
-        archive.wait(20)
     place.server.kill()
     shutil.rmtree(place.server.home.postgres)
     began = time.monotonic()
@@ -253,29 +213,6 @@ def test_what_had_gone_on_is_paused_and_everything_else_goes_on(place: Site) -> 
 
 
 # --- in place -----------------------------------------------------------------------------
-
-
-def run(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from aegis.cli.main import main; main()", *arguments],
-        env={**os.environ, "AEGIS_HOME": str(home), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
-
-
-@contextmanager
-def up(home: Path) -> Iterator[None]:
-    argv = [sys.executable, "-c", "from aegis.cli.main import main; main(['up', '--no-flower', '--workers', '0'])"]
-    process = subprocess.Popen(argv, env={**os.environ, "AEGIS_HOME": str(home)}, start_new_session=True)
-    try:
-        eventually("it is up", lambda: run(home, "db", "check").returncode == 0, 60)
-        yield
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def test_in_place_of_the_private_server_which_is_kept_beside() -> None:

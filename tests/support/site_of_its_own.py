@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local_engine import eventually
 from private_servers import DEPLOYMENT, PrivatePostgres, folder
 from store_workbench import RecordingRing, make_bench, make_engine
 from store_workflows import Once, Parcel
@@ -22,6 +25,10 @@ from aegis.persistence.auditor import Sources
 from aegis.persistence.cluster import Archive
 from aegis.persistence.database import Database
 from aegis.persistence.migrate import upgrade
+from aegis.recovery.backup import take
+from aegis.recovery.backup.take import source
+from aegis.recovery.copy import copied
+from aegis.recovery.restore.restore import Restored
 from aegis.tasks.anchor import Anchored, Policy, anchor, notary
 from aegis.tasks.scrub import sources
 from aegis.tasks.sinks import sinks
@@ -56,6 +63,10 @@ class Site:
             health_timeout=10,  # what health says is looked at here, not how soon
             **changes,
         )
+
+    def asking(self, **changes: Any) -> Settings:
+        """The settings of this deployment, with something else in them."""
+        return self.settings.model_copy(update=changes)
 
     def start(self, *ids: str) -> None:
         """Start workflows, each with one transition to run."""
@@ -106,3 +117,69 @@ def site() -> Iterator[Site]:
             yield made
         finally:
             made.close()
+
+
+@contextmanager
+def archiving(place: Site) -> Iterator[subprocess.Popen[bytes]]:
+    """`aegis backup archive` beside a site, until the end."""
+    environment = {
+        **os.environ,
+        "AEGIS_HOME": str(place.settings.home),
+        "AEGIS_DATABASE_URL": place.server.url(),
+        "AEGIS_BROKER_URL": place.settings.broker,
+        "AEGIS_BACKUP_REPOSITORY": str(place.settings.backups),
+    }
+    argv = [sys.executable, "-m", "aegis.recovery.backup.archive"]
+    running = subprocess.Popen(argv, env=environment, start_new_session=True)
+    try:
+        yield running
+    finally:
+        if running.poll() is None:
+            running.terminate()
+        running.wait(30)
+
+
+@contextmanager
+def given(place: Site, done: Restored) -> Iterator[Database]:
+    """A database on what was restored."""
+    assert done.into is not None
+    programs = source(place.settings).barman.programs if place.server.container.status == "running" else None
+    with copied(done.into, programs or take.programs(place.settings), place.root / "given.log") as copy:
+        copy.start(user="aegis", durable=True)
+        database = opened(copy.url("aegis", "postgres"))
+        try:
+            yield database
+        finally:
+            database.close()
+
+
+def ids(database: Database) -> list[str]:
+    """Which workflows there are."""
+    with database.statement() as connection:
+        found = connection.exec_driver_sql("SELECT id FROM aegis_workflow WHERE id <> 'aegis:system' ORDER BY id")
+        return [row[0] for row in found]
+
+
+def run(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of `aegis` on a home of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", "from aegis.cli.main import main; main()", *arguments],
+        env={**os.environ, "AEGIS_HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+
+
+@contextmanager
+def up(home: Path, **environment: str) -> Iterator[None]:
+    """`aegis up` without workers, on a home of its own, until the end."""
+    argv = [sys.executable, "-c", "from aegis.cli.main import main; main(['up', '--no-flower', '--workers', '0'])"]
+    process = subprocess.Popen(argv, env={**os.environ, "AEGIS_HOME": str(home), **environment}, start_new_session=True)
+    try:
+        eventually("it is up", lambda: run(home, "db", "check").returncode == 0, 60)
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from aegis.persistence.replication import Replication, Standby, needed
+from aegis.persistence.replication import Replication, Standby, named, needed
 from aegis.tasks.check import State
 from aegis.tasks.replicas import replication, size
 
@@ -18,36 +18,36 @@ def standby(name: str, mode: str | None = "quorum", *, streams: bool = True, beh
 def judged(
     *standbys: Standby, names: str = "ANY 1 (b, c)", waits: bool = True, is_standby: bool = False
 ) -> tuple[State, str]:
-    found = Replication(is_standby=is_standby, needed=needed(names), waits=waits, standbys=standbys)
+    found = Replication(is_standby=is_standby, needed=needed(names), waits=waits, standbys=standbys, named=named(names))
     (check,) = replication(found)
     assert bool(check.remedy) == (check.state is not State.OK)
     return check.state, check.says
 
 
 @pytest.mark.parametrize(
-    ("names", "count"),
+    ("names", "count", "who"),
     [
-        ("", 0),
-        (" ", 0),
-        ("*", 1),
-        ("b", 1),
-        ("b, c", 1),
-        ('"node-1"', 1),
-        ("2 (b, c)", 2),
-        ("FIRST 2 (b, c)", 2),
-        ('ANY 1 ("node-1","node-2")', 1),
-        ("any 2(b,c,d)", 2),
-        ("anyone, b", 1),
+        ("", 0, set()),
+        (" ", 0, set()),
+        ("*", 1, {"*"}),
+        ("b", 1, {"b"}),
+        ("b, c", 1, {"b", "c"}),
+        ('"node-1"', 1, {"node-1"}),
+        ("2 (b, c)", 2, {"b", "c"}),
+        ("FIRST 2 (b, c)", 2, {"b", "c"}),
+        ('ANY 1 ("node-1","node-2")', 1, {"node-1", "node-2"}),
+        ("any 2(b,c,d) ", 2, {"b", "c", "d"}),
+        ("anyone, b", 1, {"anyone", "b"}),
     ],
 )
-def test_how_many_standbys_a_commit_waits_for(names: str, count: int) -> None:
-    assert needed(names) == count
+def test_whom_and_how_many_a_commit_waits_for(names: str, count: int, who: set[str]) -> None:
+    assert (needed(names), named(names)) == (count, who)
 
 
 def test_one_server_alone_is_no_reason_to_warn() -> None:
     assert judged(names="") == (State.OK, "none: one server, whose disk and backups are what there is")
-    archive = standby("barman_receive_wal", "async", behind=16_000_000)
-    assert judged(archive, names="")[0] is State.OK
+    for name in ("barman_receive_wal", "aegis_archive"):
+        assert judged(standby(name, "async", behind=16_000_000), names="")[0] is State.OK
 
 
 def test_two_synchronous_standbys_of_which_one_is_needed_lose_nothing() -> None:
@@ -67,6 +67,18 @@ def test_no_synchronous_standby_is_there_and_writes_wait() -> None:
     assert judged() == (State.DEGRADED, "writes wait: 0 of 1 synchronous standbys is there")
     assert judged(standby("b"), names="ANY 2 (b, c)")[1] == "writes wait: 1 of 2 synchronous standbys are there"
     assert judged(standby("b", "potential"))[0] is State.DEGRADED
+
+
+def test_an_archive_that_commits_wait_for() -> None:
+    archive = standby("aegis_archive", "sync")
+    state, says = judged(archive, names="aegis_archive")
+    assert state is State.OK
+    assert says.startswith("a lost disk loses nothing: a commit returns once it is archived; without it, writes wait (")
+    assert judged(names="aegis_archive") == (State.DEGRADED, "writes wait: the archive is not there")
+    state, says = judged(standby("aegis_archive", "async", streams=False), names="aegis_archive")
+    assert (state, says.partition(" (")[0]) == (State.DEGRADED, "writes wait: the archive does not receive")
+    # Beside a standby it is one of two.
+    assert judged(archive, standby("b"), names="ANY 1 (b, aegis_archive)")[1].startswith("a lost node loses nothing: 2")
 
 
 def test_asynchronous_standbys_lose_what_the_nearest_lacks() -> None:

@@ -71,6 +71,7 @@ def test_an_empty_environment_gives_the_defaults_and_the_private_servers() -> No
         "backup_url": "",
         "backup_interval": 0,
         "backup_retention": 604800,
+        "backup_synchronous": False,
         "barman_bin": "",
         "objectives": (),
         "drill_within": 30 * 86400,
