@@ -25,6 +25,8 @@ from .models import AnchorRow, LogRow, LogStateRow, NodeRow, TransitionRow
 
 # The letters of "aegl".
 _LOCK: Final = 0x6165676C
+# The part of a WAL file's name that says on which timeline it is.
+_TIMELINE: Final = 8
 _WIDTH: Final = 256
 _BITS: Final = 8
 
@@ -79,6 +81,13 @@ def oldest_outside(connection: Connection, found: LogState) -> datetime | None:
 def is_elsewhere(connection: Connection, found: LogState) -> bool:
     """Whether what the log counts are the transactions of another cluster: it was dumped there and restored here."""
     return found.system != _system(connection)
+
+
+def server(connection: Connection) -> str:
+    """Return what names the server of this moment: another one after a restart, a restore and a fail-over."""
+    timeline = func.left(func.pg_walfile_name(func.pg_current_wal_lsn()), _TIMELINE)
+    started, on = connection.execute(select(func.pg_postmaster_start_time(), timeline)).one()
+    return f"{_system(connection)}/{on}/{started.isoformat()}"
 
 
 # --- growing ------------------------------------------------------------------------------

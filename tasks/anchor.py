@@ -92,7 +92,7 @@ def anchor(
     if notary is not None and _is_short(database, sinks, notary, alarms):
         return Anchored(alarms=tuple(alarms))
     with _told("the log", behind, alarms):
-        taken = _take_up(database)
+        taken = _take_up(database, None if notary is None else _known[database].server)
         if taken is None:
             return Anchored()
         logged = taken
@@ -121,18 +121,29 @@ def _told(place: str, behind: list[str], alarms: list[str]) -> Iterator[None]:
         alarms.append(str(error))
 
 
-_sizes: weakref.WeakKeyDictionary[Database, int] = weakref.WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Known:
+    """The log as it was when it was last held against what is outside: how long, and on which server."""
+
+    size: int
+    server: str
+
+
+_known: weakref.WeakKeyDictionary[Database, _Known] = weakref.WeakKeyDictionary()
 
 
 def _is_short(database: Database, sinks: Sequence[Sink], notary: Notary, alarms: list[str]) -> bool:
     """Whether the log is shorter than what is anchored of it: the database is another one, or an older copy.
 
     Then nothing is added to it: what is new would get places that others have in the anchors. Looked
-    at when this process begins, and whenever the log is shorter than it was.
+    at when this process begins, whenever the log is shorter than it was, and when the server is another
+    one: somebody else may have anchored what this one never had.
     """
     with database.snapshot() as connection:
-        size, log_name = logs.state(connection).size, decide.log_name(schema.deployment_name(connection))
-    if size < _sizes.get(database, size + 1):
+        found = _Known(logs.state(connection).size, logs.server(connection))
+        size, log_name = found.size, decide.log_name(schema.deployment_name(connection))
+    known = _known.get(database)
+    if known is None or known.server != found.server or size < known.size:
         for sink in sinks:
             with suppress(SinkUnavailable, NotANote):  # what is wrong with a place is told when it is written to
                 last = _last(sink, notary, log_name)
@@ -140,17 +151,17 @@ def _is_short(database: Database, sinks: Sequence[Sink], notary: Notary, alarms:
                     with _told(sink.name, [], alarms):
                         raise _lost(last, size)
                     return True
-    _sizes[database] = size
+    _known[database] = found
     return False
 
 
-def _take_up(database: Database) -> int | None:
-    """Give places in the log, batch by batch; None if another process does it."""
+def _take_up(database: Database, server: str | None) -> int | None:
+    """Give places in the log, batch by batch; None if another process does it, or the server is another one now."""
     logged = 0
     while True:
         with database.transaction() as session:
             connection = session.connection()
-            if not logs.lock(connection):
+            if not logs.lock(connection) or (server is not None and logs.server(connection) != server):
                 return logged or None
             batch = logs.take_up(connection, _BATCH)
         logged += batch

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from private_servers import TEMPLATE, PrivatePostgres
-from store_workbench import RecordingRing, make_bench, make_engine
+from private_servers import DEPLOYMENT, TEMPLATE, PrivatePostgres, folder
+from store_workbench import RecordingRing, make_bench, make_engine, value
 from store_workflows import Once, Parcel
 
 from aegis.config.keys import new_anchor_key, trusted_keys
@@ -15,6 +17,7 @@ from aegis.config.settings import Settings
 from aegis.core.finding import Code
 from aegis.persistence.auditor import Auditor, Sources
 from aegis.persistence.database import Database
+from aegis.persistence.migrate import upgrade
 from aegis.tasks.anchor import Anchored, Policy, anchor, notary
 from aegis.tasks.check import State
 from aegis.tasks.health import health
@@ -40,6 +43,11 @@ def opened(url: str) -> Database:
 def anchored(database: Database, settings: Settings) -> Anchored:
     policy = Policy(interval=timedelta(minutes=1), every=1000)
     return anchor(database, sinks(settings), notary(settings), policy, now=True)
+
+
+def copied(source: Path, target: Path) -> None:
+    """Copy a server's data, with whose it is."""
+    subprocess.run(["cp", "-a", str(source), str(target)], check=True)
 
 
 def test_what_a_backup_does_not_have_any_more_is_named(postgres: PrivatePostgres, settings: Settings) -> None:
@@ -88,3 +96,36 @@ def test_what_a_backup_does_not_have_any_more_is_named(postgres: PrivatePostgres
             assert anchored(old, settings).written == 1
             assert Auditor(old, sources).everything().valid
             old.close()
+
+
+def test_an_older_server_is_found_by_who_never_saw_the_newer_one(settings: Settings) -> None:
+    """The log has the length that this process knows; what is anchored beyond, another process anchored."""
+    with folder("restored") as root:
+        server = PrivatePostgres(root)
+        server.start()
+        database = opened(server.url())
+        upgrade(database, deployment=DEPLOYMENT)
+        engine = make_engine(database, RecordingRing())
+        engine.start(Parcel(), id="kept")
+        assert anchored(database, settings).written == 1
+        server.stop()
+        copied(server.home.postgres, root / "copy")
+
+        server.start()
+        other = opened(server.url())
+        make_engine(other, RecordingRing()).start(Once(), id="lost")
+        assert anchored(other, settings).written == 1
+        other.close()
+        server.stop()
+
+        shutil.rmtree(server.home.postgres)
+        copied(root / "copy", server.home.postgres)
+        server.start()
+        engine.start(Once(), id="new")
+        refused = anchored(database, settings)
+        assert "committed transitions were lost" in refused.alarms[0]
+        assert (refused.logged, refused.written) == (0, 0)
+        # Nothing took a place that the anchors gave away.
+        assert value(database, "SELECT size FROM aegis_log_state") == 1
+        database.close()
+        server.stop()
