@@ -22,13 +22,13 @@ from ..recovery.drill.drill import Terms
 from ..recovery.drill.keep import keep
 from ..recovery.drill.report import Report
 from ..recovery.drill.scenario import Scenario
-from ..recovery.drill.scenarios import BY_NAME, QUICK, SCENARIOS
+from ..recovery.drill.scenarios import ALL, BY_NAME, QUICK, SCENARIOS
 from ..recovery.drill.seal import check_seal
 from ..recovery.drill.session import Session, Skipped
 from ..tasks.drilled import measured
 from .output import EXIT_ERROR, EXIT_NO, EXIT_OK, Output, json_option, table
 
-_SETS: Final = {"quick": QUICK, "all": tuple(BY_NAME)}
+_SETS: Final = {"quick": QUICK, "all": ALL}
 _ANY: Final = "SCENARIO"
 _VERIFY: Final = "verify"
 _MOST_SEED: Final = 2**32

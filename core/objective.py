@@ -54,7 +54,7 @@ DEFAULTS: Final = (
     _objective("tampering", "the truth of a row", 0, 5, "until the transition that was edited is named"),
     _objective("database-node", "the database's host, with a standby", 0, 30, "until all that were under way moved"),
     _objective(
-        "switch-over", "nothing: the lead is handed over", 0, 5, "from the command until all that were under way moved"
+        "switch-over", "nothing: the lead is handed over", 0, 5, "the longest that nothing was acknowledged, or moved"
     ),
     _objective("region", "a region, with a standby elsewhere", 0, 45, "until all that were under way moved"),
     _objective("operator", "rows, by mistake: to a point in time", 0, 60, "the restore of one GB, verified"),

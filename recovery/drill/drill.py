@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final
 
 from ...core.errors import DatabaseUnavailable, DrillNotRun
@@ -17,9 +16,7 @@ from ...core.objective import Objective
 from ...persistence import observe
 from ...persistence.auditor import Auditor
 from ...persistence.observe import Sight
-from ...tasks.anchor import Policy, anchor, notary
 from ...tasks.scrub import sources
-from ...tasks.sinks import sinks
 from ...testing.invariants import Rules, check
 from ...testing.ledger import ACCEPTED, Entry, Ledger
 from . import measure
@@ -39,7 +36,6 @@ _STEADY_WITHIN: Final = 60.0
 _GOES_ON_FOR: Final = 2.0
 _SETTLED_WITHIN: Final = 90.0
 _OVER_WITHIN: Final = 60.0
-_ANCHORED_WITHIN: Final = 30.0
 _LOOK_EVERY: Final = 0.05
 _BEFORE: Final = 5.0
 _SHOWN: Final = 3
@@ -69,6 +65,7 @@ class Drill:
         self._random = random.Random(f"{terms.seed}/{scenario.name}/{number}")  # noqa: S311 - to be repeated
         self._ran: list[Ran] = []
         self._named: set[tuple[str, int]] = set()
+        self._listed: set[str] = set()
         self._rested = 0.0
 
     def run(self) -> Outcome:
@@ -86,7 +83,7 @@ class Drill:
             stack.callback(movement.stop)
             scene = Scene(self.box, client, movement, self.prefix, self._random)
             self._steady(scene)
-            anchored = self._anchor()
+            anchored = self.box.anchor()
             fault = self._inject(scene)
             healed, waited = self._recover(scene, fault)
             self._settle(scene, fault)
@@ -105,29 +102,22 @@ class Drill:
             unless_broken(self.box)
             time.sleep(_LOOK_EVERY)
 
-    def _anchor(self) -> int:
-        """Tell the outside how the log stands before the fault; return how long it is."""
-        settings = self.box.settings
-        policy = Policy(interval=timedelta(seconds=settings.anchor_interval), every=settings.anchor_every)
-        places = sinks(settings)
-        deadline = time.monotonic() + _ANCHORED_WITHIN
-        # The sandbox's beat anchors, too: while it has the log, nobody else writes.
-        while not (done := anchor(self.box.database, places, notary(settings), policy, now=True)).written:
-            problem = done.alarms[0] if done.alarms else f"its log was not to be had for {_ANCHORED_WITHIN:g} s"
-            if done.alarms or time.monotonic() > deadline:
-                raise DrillNotRun(self.scenario.name, f"nothing was anchored: {problem}", "report this")
-            time.sleep(_LOOK_EVERY)
-        return max((last.end for sink in places if (last := sink.last()) is not None), default=0)
-
     def _inject(self, scene: Scene) -> Fault:
+        """Break it; look at it before, where it is planned, and else after, as the page says."""
+        if self.scenario.planned:
+            self._check(Fault(at=time.monotonic(), told=""))
         fault = self.scenario.fault(scene)
         self.box.tell(fault.told)
+        if not self.scenario.planned:
+            self._check(fault)
         return fault
+
+    def _check(self, fault: Fault) -> None:
+        for command in self.scenario.check:
+            self._type(command, "check", fault)
 
     def _recover(self, scene: Scene, fault: Fault) -> tuple[float | None, float]:
         """Type what the runbook says, and wait until what was met moves; return when it was healed, and the wait."""
-        for command in self.scenario.check:
-            self._type(command, "check", fault)
         healed = time.monotonic() if self.scenario.from_healing else None
         for command in self.scenario.heal:
             self._type(command, "heal", fault)
@@ -177,10 +167,14 @@ class Drill:
         first, rto = measure.recovered(fault, moves, since)
         if fault.named is not None:
             first = rto = self._named_after(fault)
+        if self.scenario.planned:
+            first = rto = measure.stood_still(requests, moves, fault.at, self._rested)
         entries = Ledger(self.box.outside / "effects.jsonl").entries()
         checks = [*measure.of_the_counts(counted, self.scenario, self.declared, rpo)]
         checks.append(measure.of_the_time(self.declared, rto, waited))
         checks += self._integrity(requests, entries, anchored, fault)
+        if fault.anchored_at is not None:
+            checks.append(measure.of_what_is_listed(counted, self._listed, fault.anchored_at))
         for command in self.scenario.over:
             self._until_over(command, fault)
         checks.append(self._commands())
@@ -220,7 +214,7 @@ class Drill:
             measured="they hold" if not violations else "; ".join(map(str, violations[:_SHOWN])),
             passed=not violations,
         )
-        self._anchor()
+        self.box.anchor()
         report = Auditor(self.box.database, sources(self.box.settings)).everything()
         compared = max((witness.entries for witness in report.witnesses), default=0)
         whole = report.valid and report.complete and compared >= anchored > 0
@@ -275,6 +269,8 @@ class Drill:
             said = "" if passed else (done.stdout + done.stderr)[-_MOST_SAID:]
             if fault.named is not None and stage == "check" and "--json" in argv:
                 self._named = _failures(done.stdout)
+            if fault.anchored_at is not None and stage == "check" and "--json" in argv:
+                self._listed = _listed(done.stdout)
         self._ran.append(
             Ran(
                 command=str(command),
@@ -314,6 +310,14 @@ def _failures(document: str) -> set[tuple[str, int]]:
     except (ValueError, KeyError):
         return set()
     return {(each["workflow_id"], each["seq"]) for each in findings if each["severity"] == Severity.FAILURE}
+
+
+def _listed(document: str) -> set[str]:
+    """Return the workflows that `aegis reconcile --json` says something is gone of."""
+    try:
+        return {each["workflow_id"] for each in json.loads(document)["lost"]}
+    except (ValueError, KeyError):
+        return set()
 
 
 def _accepted(request: Request) -> Entry:

@@ -102,8 +102,16 @@ def repeated(entries: Iterable[Entry]) -> int:
 
 def gap(requests: Sequence[Request], since: float, until: float) -> float:
     """Return the longest time without an acknowledgement."""
-    times = sorted(request.answered_at for request in requests if request.acknowledged)
-    inside = [since, *(at for at in times if since < at < until), until]
+    return _longest((request.answered_at for request in requests if request.acknowledged), since, until)
+
+
+def stood_still(requests: Sequence[Request], moves: Sequence[Move], since: float, until: float) -> float:
+    """Return the longest time in which nothing was acknowledged, or no workflow moved."""
+    return max(gap(requests, since, until), _longest((move.at for move in moves), since, until))
+
+
+def _longest(times: Iterable[float], since: float, until: float) -> float:
+    inside = [since, *sorted(at for at in times if since < at < until), until]
     return max(later - earlier for earlier, later in pairwise(inside))
 
 
@@ -161,6 +169,17 @@ def of_the_counts(counted: Count, scenario: Scenario, declared: Objective, rpo: 
         declared="all that was accepted",
         measured="all" if not counted.unfinished else f"{len(counted.unfinished)} were not",
         passed=not counted.unfinished,
+    )
+
+
+def of_what_is_listed(counted: Count, listed: set[str], anchored_at: float) -> Check:
+    """Judge whether the anchors know of what is lost: all that was acknowledged before they were written."""
+    gone = {each.workflow_id for each in counted.lost if each.kind == START and each.answered_at < anchored_at}
+    return Check(
+        name="lost and listed",
+        declared="all that is lost and was anchored",
+        measured=f"{len(gone & listed)} of {len(gone)}",
+        passed=bool(gone) and gone <= listed,
     )
 
 

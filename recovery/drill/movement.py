@@ -90,7 +90,8 @@ class Movement:
         moment = sight.updated_at - _OVERLAP
         self._since = moment if self._since is None else max(self._since, moment)
         if before is None or before.place != sight.place:
-            made = sight.seq + 1 if before is None else sight.seq - before.seq
+            # One that was lost with its acknowledgement goes on from further back.
+            made = sight.seq + 1 if before is None else max(0, sight.seq - before.seq)
             self._moves.append(
                 Move(
                     asked=asked,

@@ -17,7 +17,7 @@ import psutil
 from ...config.settings import Settings
 from ...core.errors import AegisError
 from ...core.objective import Objective
-from ...servers.postgres import Postgres
+from ...servers.postgres import server_programs
 from ...servers.valkey import Valkey
 
 FORMAT: Final = "aegis-drill/1"
@@ -184,7 +184,7 @@ def versions(settings: Settings) -> dict[str, str]:
             found[package] = version(package)
         except ImportError:
             found[package] = "unknown"
-    found["postgresql"] = _said([str(Postgres.prepare(settings).programs / "postgres"), "--version"])
+    found["postgresql"] = _said([str(server_programs(settings) / "postgres"), "--version"])
     found["valkey"] = _said([str(Valkey.prepare(settings).program), "--version"])
     return found
 

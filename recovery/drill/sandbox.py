@@ -35,8 +35,10 @@ from ...persistence.operations import Terms
 from ...persistence.schema import deployment_name
 from ...servers import stack
 from ...servers.supervisor import Service, Supervisor
+from ...tasks.anchor import Policy, anchor, notary
 from ...tasks.broker import Broker
 from ...tasks.scrub import sources
+from ...tasks.sinks import sinks
 from ...workers.factory import make_app
 from .servers import Kind, Servers, prepare
 
@@ -54,6 +56,7 @@ _ALIKE: Final = (
     *("postgres_bin", "valkey_bin", "etcd_bin", "barman_bin"),
 )
 _ALIVE_WITHIN: Final = 60.0
+_ANCHORED_WITHIN: Final = 30.0
 _LOOK_EVERY: Final = 0.1
 _COMMAND_TIMEOUT: Final = 120.0
 
@@ -174,6 +177,24 @@ class Sandbox:
                 return
 
     # --- what a drill does with it --------------------------------------------------------------
+
+    def anchor(self) -> int:
+        """Tell the outside how the log stands; return how long it is.
+
+        Raises:
+            ServerUnavailable: it cannot be told.
+
+        """
+        policy = Policy(interval=timedelta(seconds=self.settings.anchor_interval), every=self.settings.anchor_every)
+        places, signer = sinks(self.settings), notary(self.settings)
+        deadline = time.monotonic() + _ANCHORED_WITHIN
+        # The sandbox's beat anchors, too: while it has the log, nobody else writes.
+        while not (done := anchor(self.database, places, signer, policy, now=True)).written:
+            if done.alarms or time.monotonic() > deadline:
+                problem = done.alarms[0] if done.alarms else f"its log was not to be had for {_ANCHORED_WITHIN:g} s"
+                raise ServerUnavailable("the sandbox", f"nothing was anchored: {problem}", "report this")
+            time.sleep(_LOOK_EVERY)
+        return max((last.end for sink in places if (last := sink.last()) is not None), default=0)
 
     def engine(self) -> DurableWorkflowEngine:
         """Return an engine for a client of this deployment."""

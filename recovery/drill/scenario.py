@@ -53,6 +53,10 @@ class Scenario:
     """How to know that it is over."""
     advice: str = ""
     """What to do that is not typed here."""
+    planned: bool = False
+    """It begins with somebody who wants it, and looks before; what counts is for how long everything stood still."""
+    control: bool = False
+    """It loses something on purpose, and proves that a drill would see it: it passes nowhere, and is not in `all`."""
     from_healing: bool = False
     """The time counts from the healing commands on: how long it takes until somebody types them is not ours."""
     loses_progress: bool = False

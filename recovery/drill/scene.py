@@ -52,6 +52,8 @@ class Fault:
     undo: Callable[[], None] | None = None
     victim: str = ""
     """The workflow, or the file, that the runbook's commands name."""
+    anchored_at: float | None = None
+    """What was acknowledged before is anchored, and is lost nevertheless: `aegis reconcile` has to list it."""
 
 
 # --- where the workflows are ---------------------------------------------------------------------

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from http import HTTPStatus
+from http.client import HTTPException
+from typing import Final
+
+import psutil
 
 from ....core.errors import DrillNotRun
+from ....persistence import observe
+from ....persistence.database import Database
 from ...cluster import patroni
-from ..scene import WAITING, Fault, Scene, count, under_way
+from ...cluster.layout import Node
+from ..scene import WAITING, Fault, Place, Scene, count, to_each, under_way
 from ..servers import Clustered
+
+# How long the standbys hear nothing before the primary is lost, in the control.
+_BEHIND_FOR: Final = 3.0
+_KNOWN_WITHIN: Final = 60.0
+_LOOK_EVERY: Final = 0.1
 
 
 def lose_the_leader(scene: Scene) -> Fault:
@@ -34,8 +48,91 @@ def before_a_switch_over(scene: Scene) -> Fault:
 
 
 def _leader(scene: Scene) -> str:
-    servers = scene.box.servers
-    leads = patroni.leader(servers.cluster.members()) if isinstance(servers, Clustered) else None
+    leads = patroni.leader(_clustered(scene).cluster.members())
     if leads is None:
         raise DrillNotRun("the cluster", "nobody leads it", "look at the load of the machine")
     return leads.name
+
+
+def lose_the_leader_of_those_behind(scene: Scene) -> Fault:
+    """Have commits wait for nobody, the standbys fall behind, and kill the primary: what only it had is lost."""
+    servers = _clustered(scene)
+    name = _leader(scene)
+    _set_synchronous(servers, "off")
+    standbys = [node for node in servers.cluster.layout.nodes if node.name != name]
+    receivers = [process for node in standbys for process in _receivers(node)]
+    to_each(receivers, psutil.Process.suspend)
+    one, other = (_under_way_at(servers, node, scene) for node in standbys)
+    met = {each: min(place, other[each]) for each, place in one.items() if each in other}
+    time.sleep(_BEHIND_FOR)
+    anchored_at = time.monotonic()
+    scene.box.anchor()
+    at = time.monotonic()
+    scene.box.supervisor.kill(name, stay_down=True)
+    # What has reached a socket, and not the disk, is gone as well: as it is when a line is cut.
+    to_each(receivers, psutil.Process.kill)
+    _await_another(servers, name)
+    return Fault(
+        at=at,
+        told=f"{name}, which led, killed {_BEHIND_FOR:g} s after its standbys fell behind, which nobody waited for",
+        met=met,
+        undo=lambda: _as_before(scene, servers, name),
+        anchored_at=anchored_at,
+    )
+
+
+def _as_before(scene: Scene, servers: Clustered, name: str) -> None:
+    scene.box.supervisor.revive(name)
+    _set_synchronous(servers, "quorum")
+
+
+def _clustered(scene: Scene) -> Clustered:
+    if not isinstance(scene.box.servers, Clustered):
+        raise DrillNotRun("the cluster", "the sandbox has none", "report this")
+    return scene.box.servers
+
+
+def _set_synchronous(servers: Clustered, mode: str) -> None:
+    """Change synchronous mode, and wait until all nodes know."""
+    layout = servers.cluster.layout
+    change = {"synchronous_mode": mode, "synchronous_mode_strict": mode != "off"}
+    told = False
+    deadline = time.monotonic() + _KNOWN_WITHIN
+    while time.monotonic() < deadline:
+        with suppress(OSError, HTTPException):
+            if not told:
+                status, _ = patroni.ask(
+                    f"{layout.nodes[0].api}/config", change, password=layout.password, method="PATCH"
+                )
+                told = status == HTTPStatus.OK
+            synchronous = any(member.follows for member in servers.cluster.members())
+            if told and synchronous == (mode != "off"):
+                return
+        time.sleep(_LOOK_EVERY)
+    raise DrillNotRun("the cluster", f"synchronous mode does not become {mode}", "look at the load of the machine")
+
+
+def _receivers(node: Node) -> list[psutil.Process]:
+    """Return the processes of a standby that receive the primary's WAL."""
+    postmaster = psutil.Process(int((node.data / "postmaster.pid").read_text().splitlines()[0]))
+    return [child for child in postmaster.children() if "walreceiver" in " ".join(child.cmdline())]
+
+
+def _under_way_at(servers: Clustered, node: Node, scene: Scene) -> dict[str, Place]:
+    """Return what could run, as a standby has it that hears no more."""
+    database = Database(servers.cluster.layout.url([node], target="any"), pool_size=1)
+    try:
+        with database.statement() as connection:
+            return {s.workflow_id: s.place for s in observe.sights(connection, scene.prefix) if s.status == "pending"}
+    finally:
+        database.close()
+
+
+def _await_another(servers: Clustered, before: str) -> None:
+    deadline = time.monotonic() + _KNOWN_WITHIN
+    while time.monotonic() < deadline:
+        leads = patroni.leader(servers.cluster.members())
+        if leads is not None and leads.name != before:
+            return
+        time.sleep(_LOOK_EVERY)
+    raise DrillNotRun("the cluster", "no standby took over", "look at the load of the machine")

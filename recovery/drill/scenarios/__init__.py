@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from .single import SINGLE
-from .standby import STANDBY
+from .standby import CONTROLS, STANDBY
 
-SCENARIOS: Final = (*SINGLE, *STANDBY)
+SCENARIOS: Final = (*SINGLE, *STANDBY, *CONTROLS)
 QUICK: Final = ("worker", "broker-wiped", "database-killed", "tampering")
 """Those that run wherever tests do."""
+ALL: Final = tuple(scenario.name for scenario in SCENARIOS if not scenario.control)
+"""Those that have to pass; a control has not."""
 BY_NAME: Final = {scenario.name: scenario for scenario in SCENARIOS}

@@ -91,8 +91,47 @@ STANDBY: Final = (
         " leads, and the old primary follows. Handlers that were running commit what they did.",
         over=(_IS_WHOLE, FAILED, IS_WELL, IS_INTACT),
         advice="With Patroni of your own: `patronictl switchover`.",
-        from_healing=True,
+        planned=True,
         needs=_CLUSTER,
+        skipped=_needs_cluster,
+    ),
+)
+
+CONTROLS: Final = (
+    Scenario(
+        name="asynchronous",
+        title="A standby that was behind took over",
+        objective="database-node",
+        fault=cluster.lose_the_leader_of_those_behind,
+        injects="Synchronous mode is off, the standbys stop receiving for three seconds of load, and the primary is"
+        " killed: a standby leads without what was acknowledged meanwhile. This has to be reported as FAIL, with what"
+        " was lost: a drill that passes here is blind.",
+        shows="`chains` or `anchors` in `aegis health`, and beat's log, say that committed transitions were lost;"
+        " nothing is anchored any more. Before, `replication` warned that a lost primary loses what is on its way.",
+        check=(
+            Command(argv=("aegis", "verify", "--all"), why="the anchors know more", expects=(1,), says="TAMPERED WITH"),
+            Command(
+                argv=("aegis", "reconcile", "--json"),
+                why="exactly what was anchored and is gone",
+                expects=(1,),
+                says='"lost"',
+            ),
+        ),
+        heal=(
+            Command(
+                argv=("aegis", "reconcile", "--accept", "--resume", "--reason", "drill"),
+                why="once it is known what that meant outside",
+                says="accepted: record ",
+            ),
+        ),
+        expect="What is gone is listed, workflow by workflow. Those of which something is left go on from there, with"
+        " the same idempotency keys; those that are gone may be started again by whoever did. From the record on,"
+        " verification tells what is gone and why, and alarms about anything else.",
+        over=(IS_WELL, IS_INTACT),
+        advice="Go back to synchronous mode: three nodes, `synchronous_mode: quorum`, `synchronous_mode_strict: true`.",
+        control=True,
+        needs=_CLUSTER,
+        spends=True,
         skipped=_needs_cluster,
     ),
 )
