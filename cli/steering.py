@@ -86,7 +86,12 @@ def pause_command(out: Output, workflow_id: str, reason: str) -> None:
 
 @click.command("resume")
 @click.argument("workflow_id", metavar="ID", required=False)
-@click.option("--all", "type_name", metavar="TYPE", help="Ring every workflow of a type that could run now.")
+@click.option(
+    "--all",
+    "type_name",
+    metavar="TYPE",
+    help="Ring every workflow of a type that could run now, or that waits by older code.",
+)
 @_reason
 @json_option
 def resume_command(out: Output, workflow_id: str | None, type_name: str | None, reason: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Final
 
 from .canonical import is_canonical, load
@@ -19,6 +20,19 @@ from .workflow import Registry, Workflow, read_data, read_payload, snapshot
 EXAMPLES: Final = 3
 _MOST_OF_A_TYPE: Final = 50
 _LONGEST: Final = 300
+
+KINDS: Final = (
+    *("unknown type", "no upgrade", "newer than the code", "state vanished", "transition vanished", "timer earlier"),
+    *(
+        "no wait any more",
+        "event vanished",
+        "payload does not fit",
+        "upgrade fails",
+        "data does not fit",
+        "data broken",
+    ),
+)
+"""Every kind of trouble there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +57,11 @@ class Group:
     version: int
     definition: str
     state: str
+    status: str
     following: str | None
     accepts: tuple[str, ...]
+    timer: timedelta | None
+    """Of those that wait: how long after they entered the state their timer runs out; None: they have none."""
     count: int
     examples: tuple[str, ...]
 
@@ -185,6 +202,26 @@ def _changes(group: Group, definition: Definition) -> Iterator[tuple[str, str, s
     for event in sorted(set(group.accepts) - taken - {None}):
         what = f"they wait for {event!r} in state {group.state!r}, which does not take it any more"
         yield "transition vanished", what, bump
+    if group.status == "waiting":
+        yield from _sooner(group, definition)
+
+
+def _sooner(group: Group, definition: Definition) -> Iterator[tuple[str, str, str]]:
+    """Yield what would have some workflows run sooner that wait already: they were told otherwise, and go by that."""
+    remedy = (
+        f"once the new workers run, `aegis resume --all {definition.type}` tells them; "
+        "`aegis check --accept '{kind}'` lets it pass"
+    )
+    if definition.runs_at_once(group.state):
+        what = f"they wait in state {group.state!r}, which is now left at once"
+        yield "no wait any more", what, remedy.format(kind="no wait any more")
+        return
+    timer = definition.timer_of(group.state)
+    if timer is None or timer.after is None or (group.timer is not None and group.timer <= timer.after):
+        return  # those that wake too early are looked at, and wait on
+    before = "no timer" if group.timer is None else f"a timer of {group.timer}"
+    what = f"they wait in state {group.state!r} with {before}; {timer.name} is after {timer.after}"
+    yield "timer earlier", what, remedy.format(kind="timer earlier")
 
 
 def _data_problem(workflow: type[Workflow], stored: StoredData) -> tuple[str, str, str] | None:

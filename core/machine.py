@@ -123,8 +123,7 @@ class Definition:
         """Return what a workflow that entered ``state`` at that time waits for."""
         leaving = self.leaving(state)
         queues = {edge.queue for edge in leaving if edge.on is not None}
-        timers = [edge for edge in leaving if edge.after is not None]
-        timer = min(timers, key=lambda edge: edge.after or timedelta.max) if timers else None
+        timer = self.timer_of(state)
         automatic = tuple(edge for edge in leaving if edge.kind is Kind.AUTOMATIC)
         return Pending(
             automatic=automatic[0] if automatic else None,
@@ -134,6 +133,15 @@ class Definition:
             timer=timer,
             timer_at=None if timer is None or timer.after is None else entered_at + timer.after,
         )
+
+    def timer_of(self, state: str) -> Edge | None:
+        """Return the edge whose time runs out first in that state."""
+        timers = [edge for edge in self.leaving(state) if edge.after is not None]
+        return min(timers, key=lambda edge: edge.after or timedelta.max) if timers else None
+
+    def runs_at_once(self, state: str) -> bool:
+        """Whether something leaves the state as soon as it is entered."""
+        return any(edge.kind is Kind.AUTOMATIC for edge in self.leaving(state))
 
     def at_deadline(self, state: str) -> Edge | None:
         """Return the edge that is taken when the workflow's deadline passes in that state."""

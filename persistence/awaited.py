@@ -349,8 +349,9 @@ class DurableWorkflowEngine(Spawning):
     async def resume_all_pending(self, workflow: type[W]) -> list_of[Handle[W]]:
         """Ring every workflow of a type that could run now and is in nobody's hands; return them.
 
-        Also those that wait while there are events for them: a new deployment may take these. And those of older
-        versions that the class can read: they are upgraded, instead of when something next happens to them.
+        Also those that wait while there are events for them: a new deployment may take these. Those of older
+        versions that the class can read: they are upgraded, instead of when something next happens to them. And
+        those that wait by the timer of an older definition, or by none, where the class has an earlier one.
         """
         return self._own(await self._spawn(lambda engine: engine.resume_all_pending(workflow)))
 

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select, type_coerce
 from sqlalchemy.sql import Subquery
 
 from ..core.compatibility import Group, Problem, Problems, StoredData, StoredEvent
 from ..core.names import SYSTEM
 from ..core.workflow import Registry
+from . import sql
 from .database import Database
 from .models import ENDED, CheckpointRow, EventRow, WorkflowRow
 
@@ -62,7 +63,8 @@ def _is_live() -> ColumnElement[bool]:
 
 
 def _groups() -> Select[Any]:
-    place = (_W.type, _W.version, _W.definition, _W.state, _W.following, _W.accepts)
+    timer = type_coerce(case((_W.status == "waiting", _W.timer_at - _W.entered_at)), sql.SPAN)
+    place = (_W.type, _W.version, _W.definition, _W.state, _W.status, _W.following, _W.accepts, timer)
     return select(*place, func.count(), func.min(_W.id), func.max(_W.id)).where(_is_live()).group_by(*place)
 
 
@@ -72,10 +74,12 @@ def _group(row: Any) -> Group:
         version=row[1],
         definition=row[2],
         state=row[3],
-        following=row[4],
-        accepts=tuple(row[5]),
-        count=row[6],
-        examples=tuple(dict.fromkeys((row[7], row[8]))),
+        status=row[4],
+        following=row[5],
+        accepts=tuple(row[6]),
+        timer=row[7],
+        count=row[8],
+        examples=tuple(dict.fromkeys((row[9], row[10]))),
     )
 
 

@@ -436,14 +436,15 @@ class DurableWorkflowEngine:
     def resume_all_pending(self, workflow: type[W]) -> list_of[Handle[W]]:
         """Ring every workflow of a type that could run now and is in nobody's hands; return them.
 
-        Also those that wait while there are events for them: a new deployment may take these. And those of older
-        versions that the class can read: they are upgraded, instead of when something next happens to them.
+        Also those that wait while there are events for them: a new deployment may take these. Those of older
+        versions that the class can read: they are upgraded, instead of when something next happens to them. And
+        those that wait by the timer of an older definition, or by none, where the class has an earlier one.
         """
         handles: list_of[Handle[W]] = []
-        type_name, after, older = workflow.definition.type, "", workflow.definition.upgrades
+        after = ""
         while bells := self._write(
             lambda session, after=after: operations.ring_pending(  # type: ignore[misc]
-                session, type_name, self._terms, after=after, limit=_AT_ONCE, older=older
+                session, workflow.definition, self._terms, after=after, limit=_AT_ONCE
             )
         ):
             rung = self._ring(bells)

@@ -18,6 +18,7 @@ from ..core.bell import Bell
 from ..core.canonical import Json, canonical
 from ..core.chain import MacKey, checkpoint_commitment, timestamp
 from ..core.errors import DeadlineExceeded, HistoryBroken, InvalidData, InvalidName, WrongStatus
+from ..core.machine import Definition
 from ..core.names import check_name
 from ..core.recovery import is_overdue
 from ..core.starting import Moment, check_moment, moment_of
@@ -28,6 +29,7 @@ from .models import CheckpointRow, WorkflowRow
 from .records import Checkpoint, Position, Snapshot
 from .repository import commit, newest_snapshot, progress_of, read_position
 from .statements import POSITION
+from .waiting import waits_by_another
 
 _OPEN: Final = ("pending", "waiting")
 # What a bell is made of.
@@ -253,24 +255,21 @@ def checkpoint(session: Session, workflow_id: str, terms: Terms) -> Checkpoint |
     )
 
 
-def ring_pending(
-    session: Session, type_name: str, terms: Terms, *, after: str, limit: int, older: Sequence[int] = ()
-) -> list[Bell]:
+def ring_pending(session: Session, definition: Definition, terms: Terms, *, after: str, limit: int) -> list[Bell]:
     """Return bells for workflows of a type that nobody has in hand and that have something to look at.
 
-    Those that could run now, those that wait while there are events for them, and those that wait and are
-    of ``older`` versions: they are upgraded then. By their ids, at most ``limit`` of those after ``after``.
+    Those that could run now, those that wait while there are events for them, those that wait and are of an older
+    version: they are upgraded then; and those that would run sooner by this definition than by the one that they
+    wait by. By their ids, at most ``limit`` of those after ``after``.
     """
+    changed = or_(WorkflowRow.inbox > 0, WorkflowRow.version.in_(definition.upgrades), waits_by_another(definition))
     some = (
         select(WorkflowRow.id)
         .where(
             WorkflowRow.id > after,
-            WorkflowRow.type == type_name,
+            WorkflowRow.type == definition.type,
             WorkflowRow.owner.is_(None),
-            or_(
-                WorkflowRow.ready_at <= sql.now(),
-                and_(WorkflowRow.status == "waiting", or_(WorkflowRow.inbox > 0, WorkflowRow.version.in_(older))),
-            ),
+            or_(WorkflowRow.ready_at <= sql.now(), and_(WorkflowRow.status == "waiting", changed)),
         )
         .order_by(WorkflowRow.id)
         .limit(limit)

@@ -133,7 +133,16 @@ def test_code_that_cannot_go_on_is_stopped_at_the_gate(aegis: CommandLine, doubt
     document = aegis("check", "--json", PYTHONPATH=path).document()
     assert not document["ok"]
     assert {one["kind"] for one in document["problems"]} == {"state vanished", "data does not fit"}
+    accepted = [option for kind in ("state vanished", "data does not fit") for option in ("--accept", kind)]
+    assert aegis("check", *accepted[:2], PYTHONPATH=path).status == 1, "there is another"
+    passed = aegis("check", *accepted, PYTHONPATH=path)
+    assert (passed.status, "state vanished" in passed.stdout, "problems, accepted:" in passed.stdout) == (0, True, True)
+    assert aegis("check", *accepted, "--json", PYTHONPATH=path).document() == {**document, "ok": True}
     assert set(document["problems"][0]) == {"kind", "type", "version", "what", "count", "examples", "remedy"}
+
+
+def test_a_kind_that_there_is_not_cannot_be_accepted(aegis: CommandLine) -> None:
+    assert "'no such kind' is not one of 'unknown type'" in aegis("check", "--accept", "no such kind").stderr
 
 
 def test_a_check_without_code_is_refused(aegis: CommandLine) -> None:

@@ -12,7 +12,7 @@ import pytest
 from store_workbench import everything, sql
 
 from aegis import Context, Workflow, transition, upgrade
-from aegis.core.compatibility import Problem
+from aegis.core.compatibility import KINDS, Problem
 from aegis.core.workflow import Registry, registry
 from aegis.persistence import compatibility
 from aegis.persistence.database import Database
@@ -219,6 +219,76 @@ def with_a_new_field() -> type[Workflow]:
     return New
 
 
+def with_timer(after: timedelta) -> Callable[[], type[Workflow]]:
+    def make() -> type[Workflow]:
+        class New(Workflow, name=TYPE):
+            __qualname__ = "Deployed"
+            state: Old = Old.NEW
+            title: str
+            pages: int = 1
+
+            @transition(Old.NEW, Old.OPEN)
+            def begin(self, ctx: Context) -> None: ...
+
+            @transition(Old.OPEN, Old.DONE, on="finish")
+            def finish(self, ctx: Context, word: str) -> None: ...
+
+            @transition(Old.OPEN, Old.LATE, after=timedelta(days=7))
+            def expire(self, ctx: Context) -> None: ...
+
+            @transition(Old.OPEN, Old.LATE, after=after)
+            def remind(self, ctx: Context) -> None: ...
+
+        return New
+
+    return make
+
+
+def with_a_longer_timer() -> type[Workflow]:
+    class New(Workflow, name=TYPE):
+        __qualname__ = "Deployed"
+        state: Old = Old.NEW
+        title: str
+        pages: int = 1
+
+        @transition(Old.NEW, Old.OPEN)
+        def begin(self, ctx: Context) -> None: ...
+
+        @transition(Old.OPEN, Old.DONE, on="finish")
+        def finish(self, ctx: Context, word: str) -> None: ...
+
+        @transition(Old.OPEN, Old.LATE, after=timedelta(days=8))
+        def expire(self, ctx: Context) -> None: ...
+
+    return New
+
+
+class Left(StrEnum):
+    NEW = "new"
+    OPEN = "open"
+    DONE = "done"
+    LATE = "late"
+
+
+def left_at_once() -> type[Workflow]:
+    class New(Workflow, name=TYPE):
+        __qualname__ = "Deployed"
+        state: Left = Left.NEW
+        title: str
+        pages: int = 1
+
+        @transition(Left.NEW, Left.OPEN)
+        def begin(self, ctx: Context) -> None: ...
+
+        @transition(Left.OPEN, Left.LATE)
+        def expire(self, ctx: Context) -> None: ...
+
+        @transition(Left.LATE, Left.DONE, on="finish")
+        def finish(self, ctx: Context, word: str) -> None: ...
+
+    return New
+
+
 ALL = ("n-1", "n-2", "w-1", "w-2", "w-3")
 
 
@@ -271,6 +341,23 @@ CASES: dict[str, tuple[Callable[[], type[Workflow]], list[tuple[str, int, tuple[
         [("payload does not fit", 1, ("w-2",))],
         ["the payload of 'finish'", "Input should be a valid integer"],
     ),
+    "a timer that runs out earlier": (
+        with_timer(timedelta(days=2)),
+        [("timer earlier", 2, ("w-1", "w-3"))],
+        [
+            "they wait in state 'open' with a timer of 7 days, 0:00:00; remind is after 2 days, 0:00:00",
+            "`aegis resume --all store.Deployed`",
+            "--accept 'timer earlier'",
+        ],
+    ),
+    "a state that is left at once": (
+        left_at_once,
+        [
+            ("no wait any more", 2, ("w-1", "w-3")),
+            ("transition vanished", 3, ("w-1", "w-2", "w-3")),
+        ],
+        ["they wait in state 'open', which is now left at once"],
+    ),
     "a new field without a default": (
         with_a_new_field,
         [("data does not fit", 5, ALL)],
@@ -297,6 +384,26 @@ def test_what_the_new_code_cannot_go_on_with(database: Database, case: str) -> N
 @pytest.mark.usefixtures("rows")
 def test_an_upgrade_that_works_is_no_problem(database: Database) -> None:
     assert found(database, upgraded(lambda data: data | {"author": "Ada"})()) == []
+
+
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize("make", [with_a_longer_timer, with_timer(timedelta(days=9))])
+def test_a_timer_that_runs_out_later_is_no_problem(database: Database, make: Callable[[], type[Workflow]]) -> None:
+    assert found(database, make()) == [], "whoever wakes too early is looked at, and waits on"
+
+
+@pytest.mark.usefixtures("rows")
+def test_where_there_was_no_timer_one_is_new(database: Database) -> None:
+    without = "definition = 'sha256:other', following = NULL, timer_at = NULL, ready_at = NULL, due_at = NULL"
+    sql(database, f"UPDATE aegis_workflow SET {without} WHERE id IN ('w-1', 'w-3')")  # noqa: S608
+    (problem,) = found(database, Deployed)
+    assert (problem.kind, problem.count, problem.examples) == ("timer earlier", 2, ("w-1", "w-3"))
+    assert problem.what == "they wait in state 'open' with no timer; expire is after 7 days, 0:00:00"
+
+
+@pytest.mark.usefixtures("rows")
+def test_every_kind_has_a_name_that_can_be_accepted(database: Database) -> None:
+    assert {kind for _, kinds, _ in CASES.values() for kind, _, _ in kinds} < set(KINDS)
 
 
 @pytest.mark.usefixtures("rows")
