@@ -17,9 +17,9 @@ from typing import Final, NamedTuple, Protocol, TypeGuard
 from urllib.parse import quote
 
 from .canonical import Json, canonical
-from .errors import NotANote
+from .errors import NotANote, SinkUnavailable
 from .merkle import Frontier, leaf_hash
-from .note import LogHead, VerifierKey, open_note
+from .note import LogHead, VerifierKey, claimed_head, open_note
 
 FORMAT: Final = "aegis-anchor/v1"
 _ANY_SIZE: Final = 2**30
@@ -129,6 +129,30 @@ class Sink(Protocol):
 
     def about(self, workflow_id: str) -> Iterator[Anchor]:
         """Go through those that have entries of a workflow; there may be others among them."""
+
+    def since(self, moment: datetime) -> Anchor | None:
+        """Return the first that says that it was signed at that moment or later; None if none does."""
+
+    def covered(self) -> Iterator[str]:
+        """Say of which of them somebody tried to get out of sight, and how: each line names one."""
+
+
+def end_of(last: Anchor | None) -> int:
+    """Return how long the log is with the last anchor of a place."""
+    return 0 if last is None else last.end
+
+
+def overtaken(name: str) -> SinkUnavailable:
+    """Return what to say where the last anchor is not the one that was to be followed."""
+    return SinkUnavailable(name, "another process wrote there in the meantime")
+
+
+def is_since(anchor: Anchor, moment: datetime) -> bool:
+    """Whether it says that it was signed at that moment or later; one that cannot be read is passed over as earlier."""
+    try:
+        return claimed_head(anchor.note).at >= moment
+    except NotANote:
+        return False
 
 
 # --- deciding -----------------------------------------------------------------------------

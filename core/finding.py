@@ -31,6 +31,7 @@ class Code(StrEnum):
     LOG_INCONSISTENT = "LOG_INCONSISTENT"
     SIGNATURE_INVALID = "SIGNATURE_INVALID"
     ANCHOR_STALE = "ANCHOR_STALE"
+    ANCHOR_COVERED = "ANCHOR_COVERED"
 
     UNANCHORED = "UNANCHORED"
     PAYLOAD_ERASED = "PAYLOAD_ERASED"
@@ -148,8 +149,9 @@ class Findings:
 
     def add(self, finding: Finding) -> None:
         """Take one in, unless the same was found of the same place before."""
-        index = finding.log_index if finding.seq is None else None
-        key = hash((finding.workflow_id, finding.seq, finding.code, index))
+        # Of what is about no transition there may be several, in as many places.
+        place = (finding.log_index, finding.actual) if finding.workflow_id is None else None
+        key = hash((finding.workflow_id, finding.seq, finding.code, place))
         if key in self._seen:
             return
         self._seen.add(key)

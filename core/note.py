@@ -132,6 +132,17 @@ def open_note(note: str, trusted: Iterable[VerifierKey]) -> LogHead:
     return _read_head(text)
 
 
+def claimed_head(note: str) -> LogHead:
+    """Return what a note says, whoever signed it: for looking for one, before it is opened.
+
+    Raises:
+        NotANote: it is malformed.
+
+    """
+    text, _ = _parts(note, "the anchor")
+    return _read_head(text)
+
+
 def open_text(note: str, trusted: Iterable[VerifierKey], *, what: str) -> tuple[str, VerifierKey]:
     """Return a note's text and who signed it, if a trusted key did; ``what`` it is called where it is refused.
 

@@ -6,9 +6,16 @@ The code covers the place as well as the data: put elsewhere, it is none.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Final
 
 from .canonical import canonical
 from .chain import MacKey, hash_of, timestamp
+
+# What was committed before codes had to be there may come into the log so much later, and needs none: a transaction
+# that stays open, of whomever, holds the log back meanwhile. Much longer than any is open, as a false alarm is worse
+# here than a late one: whoever backdates what he adds is only found by its place once that day is over.
+HELD_BACK: Final = timedelta(days=1)
 
 
 def inside_hash(workflow_id: str, seq: int, number: int, commitment: bytes) -> bytes:
@@ -19,7 +26,13 @@ def inside_hash(workflow_id: str, seq: int, number: int, commitment: bytes) -> b
 
 def required_from(keys: Mapping[str, MacKey]) -> str | None:
     """Return from when on codes have to be there, as an envelope would write it; None: there is no key."""
-    return timestamp(min(key.required_from for key in keys.values())) if keys else None
+    moment = earliest(keys)
+    return None if moment is None else timestamp(moment)
+
+
+def earliest(keys: Mapping[str, MacKey]) -> datetime | None:
+    """Return from when on codes have to be there; None: there is no key."""
+    return min((key.required_from for key in keys.values()), default=None)
 
 
 def flaw(

@@ -99,7 +99,8 @@ class Leaf(NamedTuple):
 class Evidence:
     """What else is known of the histories, beside the rows themselves.
 
-    ``mac_keys`` are the keys at hand. Of ``anchored`` entries of the log it is known from outside what
+    ``mac_keys`` are the keys at hand; what stands in the log at ``coded_from`` or after it needs a code of
+    one, whatever time it says it is of. Of ``anchored`` entries of the log it is known from outside what
     they were; None: there is nothing to compare with. What is younger than ``fresh_from`` need not
     be anchored yet.
     """
@@ -108,6 +109,7 @@ class Evidence:
     mac_keys: Mapping[str, MacKey] = field(default_factory=dict)
     anchored: int | None = None
     fresh_from: str = ""
+    coded_from: int | None = None
 
     @property
     def mac_required_from(self) -> str | None:
@@ -150,6 +152,9 @@ class Audit:
         """Of its class, as the last upgrade says."""
         self._foreign: tuple[str, str] | None = None
         self._mac_from = evidence.mac_required_from
+        self._coded = False
+        """Whether there was a transition that was made when each had to have a code: then each after it has to."""
+        self._imported_at = -1
         self._unsealed: list[int] = []
         self._unanchored: list[tuple[int, int | None, str]] = []
         self._tally = Tally()
@@ -167,7 +172,7 @@ class Audit:
         if not self._fits(row, checkpoint):
             self._take_apart(row, checkpoint)
         if self._evidence.mac_keys:
-            self._mac(row)
+            self._mac(row, leaf)
         if self._evidence.anchored is not None or leaf is not None:
             self._anchored(row, leaf)
         self._prev, self._last_at = row.hash, row.at
@@ -252,7 +257,7 @@ class Audit:
                 self._erased_through = max(self._erased_through, min(through, row.seq - 1))
             case "imported", _, str(deployment):
                 # What came before was made under the codes of another deployment, and came into this log with it.
-                self._unsealed.clear()
+                self._imported_at = row.seq
                 self._unanchored = [(seq, place, row.at) for seq, place, _ in self._unanchored]
                 if self._foreign is not None and genesis(deployment, self.workflow_id).hex() == self._foreign[1]:
                     self._foreign = None
@@ -328,21 +333,29 @@ class Audit:
 
     # --- what vouches for it -----------------------------------------------------------------
 
-    def _mac(self, row: StoredTransition) -> None:
-        key = None if row.mac_key is None else self._evidence.mac_keys.get(row.mac_key)
-        if row.mac is None or row.mac_key is None:
-            if self._mac_from is not None and row.at >= self._mac_from:
-                self._unsealed.append(row.seq)
-        elif key is None:
-            self._found(row.seq, Code.MAC_INVALID, "a key that is known here", f"the key {row.mac_key!r}")
-        elif row.mac != key.code(row.hash):
-            self._found(row.seq, Code.MAC_INVALID, f"the code of the key {row.mac_key!r}", row.mac.hex())
+    def _mac(self, row: StoredTransition, leaf: Leaf | None) -> None:
+        """Check the code, and whether there has to be one: a time is what whoever writes it says.
+
+        Times never run backwards in a chain, and what has its place in the log after an anchor is no older.
+        """
+        evidence = self._evidence
+        self._coded = self._coded or (self._mac_from is not None and row.at >= self._mac_from)
+        late = leaf is not None and evidence.coded_from is not None and leaf.place >= evidence.coded_from
+        if row.mac is not None and row.mac_key is not None:
+            wrong = flaw(row.mac, row.mac_key, row.hash, evidence.mac_keys, needed=True)
+            if wrong is not None:
+                self._found(row.seq, Code.MAC_INVALID, *wrong)
+        elif self._coded or late:
+            self._unsealed.append(row.seq)
+            return
+        if row.seq == self._imported_at:
+            self._unsealed.clear()
 
     def _inside_mac(self, stored: StoredCheckpoint, *, listed: bool) -> None:
         """Check the code of a checkpoint inside a handler: until a transition lists it, nothing else vouches for it."""
         hash_ = inside_hash(self.workflow_id, stored.seq, stored.number, stored.commitment)
         last = stored.seq == self._expected_seq - 1
-        needed = not listed and last and self._mac_from is not None and self._last_at >= self._mac_from
+        needed = not listed and last and self._coded
         if (wrong := flaw(stored.mac, stored.mac_key, hash_, self._evidence.mac_keys, needed=needed)) is not None:
             self._found(stored.seq, Code.MAC_INVALID, *wrong)
 

@@ -7,8 +7,8 @@ itself. What could not be looked at is said, and never taken for intact.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -21,6 +21,7 @@ from ..core.errors import NotANote, SinkUnavailable, WorkflowNotFound
 from ..core.finding import Code, Finding, Findings, Report, Witness, failures
 from ..core.names import SYSTEM, check_name
 from ..core.note import LogHead, VerifierKey, open_note
+from ..core.seal import HELD_BACK, earliest
 from ..core.verify import Evidence
 from . import database as databases
 from . import log, witness
@@ -99,6 +100,7 @@ class Auditor:
         for sink, head in known.witnesses:
             with _noted(known.problems):
                 witnesses.append(self._about(workflow_id, known, sink, head, found))
+            self._covered(sink, known, found)
         with self._database.snapshot() as connection:
             span = Span(only=workflow_id)
             found.extend(chains(connection, span, known.evidence, known.records, tally, known.horizon))
@@ -188,10 +190,18 @@ class Auditor:
                     found.add(finding)
             for index, problem in replay.problems:
                 found.add(_unsigned(sink, index, problem))
+            self._covered(sink, known, found)
             witnesses.append(_witness(sink, replay.head or head, replay.size))
         if not known.witnesses:
             found.extend(witness.compare(self._database, iter(()), known.records, tally, progress))
         return witnesses
+
+    @staticmethod
+    def _covered(sink: Sink, known: _Known, found: Findings) -> None:
+        """Tell where somebody tried to hide an anchor; it was compared all the same, as far as it is still there."""
+        with _noted(known.problems):
+            for line in sink.covered():
+                found.add(_hidden(sink, line))
 
     # --- what is known ------------------------------------------------------------------------
 
@@ -209,14 +219,32 @@ class Auditor:
         if not witnesses and not problems and anchored_before is not None and self._sources.sinks:
             names = ", ".join(sink.name for sink in self._sources.sinks)
             problems = [f"anchors were written until {anchored_before:%Y-%m-%d %H:%M:%S} UTC, and {names} has none"]
+        mac_keys = {key.id: key for key in self._sources.mac_keys}
         grace = max(_GRACE, self._sources.anchor_interval * _INTERVALS)
         evidence = Evidence(
             deployment=deployment,
-            mac_keys={key.id: key for key in self._sources.mac_keys},
+            mac_keys=mac_keys,
+            coded_from=self._coded_from(mac_keys, witnesses, problems),
             anchored=max((head.size for _, head in witnesses), default=None),
             fresh_from=timestamp(now - grace),
         )
         return _Known(evidence=evidence, records=Records(), horizon=horizon, witnesses=witnesses, problems=problems)
+
+    def _coded_from(
+        self, mac_keys: Mapping[str, MacKey], witnesses: Sequence[tuple[Sink, LogHead]], problems: list[str]
+    ) -> int | None:
+        """Return from which place in the log on everything needs a code: where an anchor ended that late."""
+        required = earliest(mac_keys)
+        if required is None:
+            return None
+        sizes = []
+        for sink, newest in witnesses:
+            with _noted(problems), suppress(NotANote):  # one that nobody signed is told of where all are compared
+                anchor = sink.since(required + HELD_BACK)
+                head = None if anchor is None else open_note(anchor.note, self._sources.trusted)
+                if head is not None and head.origin == newest.origin:
+                    sizes.append(head.size)
+        return min(sizes, default=None)
 
     def _witnesses(self, name: str, found: Findings) -> tuple[list[tuple[Sink, LogHead]], list[str]]:
         """Return the places that have anchors of ours, each with its newest; and what hinders the others."""
@@ -275,6 +303,16 @@ def _unsigned(sink: Sink, index: int | None, problem: str) -> Finding:
         expected=f"an anchor at {sink.name} that a trusted key signed, over the entries before it",
         actual=problem,
         log_index=index,
+    )
+
+
+def _hidden(sink: Sink, line: str) -> Finding:
+    return Finding(
+        workflow_id=None,
+        seq=None,
+        code=Code.ANCHOR_COVERED,
+        expected=f"each anchor at {sink.name} as it was written, once",
+        actual=line,
     )
 
 

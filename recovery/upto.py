@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from ..core.anchor import Anchor, Sink
 from ..core.errors import SinkUnavailable
@@ -47,3 +48,12 @@ class UpTo:
     def about(self, workflow_id: str) -> Iterator[Anchor]:
         """Go through those of them that have entries of a workflow."""
         return (anchor for anchor in self.sink.about(workflow_id) if anchor.end <= self.size)
+
+    def since(self, moment: datetime) -> Anchor | None:
+        """Return the first of them of that moment or later."""
+        found = self.sink.since(moment)
+        return found if found is not None and found.end <= self.size else None
+
+    def covered(self) -> Iterator[str]:
+        """Say what was done to any of them."""
+        return self.sink.covered()

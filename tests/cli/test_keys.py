@@ -6,14 +6,17 @@ import json
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import boto3
 import psycopg2
 import pytest
 from command_line import CommandLine
 from deployment import Deployment
 from local_engine import eventually
+from outside import CREDENTIALS, store
 from private_servers import PrivatePostgres
 
 
@@ -116,8 +119,8 @@ def anchored(deploy: Callable[..., Deployment], tmp_path: Path) -> tuple[Deploym
     return deployment, aegis
 
 
-def witness(aegis: CommandLine) -> dict[str, int]:
-    found = aegis("verify", "p", "--json").document()["anchors"]
+def witness(aegis: CommandLine, workflow_id: str = "p") -> dict[str, int]:
+    found = aegis("verify", workflow_id, "--json").document()["anchors"]
     return found[0] if found else {"anchored": 0, "entries": 0}
 
 
@@ -152,6 +155,57 @@ def test_whatever_is_done_to_the_database_the_anchors_tell(anchored: tuple[Deplo
     # The scrubber comes to it by itself, and health says so.
     eventually("the scrubber finds it", lambda: "history was changed" in aegis("health").stdout)
     assert re.search(r"^aegis_scrub_findings [1-9]", aegis("metrics").stdout, re.MULTILINE)
+
+
+def test_what_is_put_over_anchors_in_a_bucket_hides_no_loss(
+    deploy: Callable[..., Deployment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database of before, and delete markers over the locked anchors that know better: what is seen fits together."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    with store() as (endpoint, _):
+        client = boto3.client("s3", endpoint_url=endpoint)
+        client.create_bucket(Bucket="vault", ObjectLockEnabledForBucket=True)
+        place = f"s3://vault/shop?endpoint={endpoint}&retention_days=30"
+        deployment = deploy(AEGIS_ANCHOR_INTERVAL="1", AEGIS_ANCHORS=place)
+        aegis = CommandLine(deployment.environment, tmp_path)
+        assert aegis("keys", "new", "anchor").status == 0
+        deployment.beat()
+        deployment.worker()
+        for name in ("kept", "lost"):
+            assert aegis("start", "Steps", "--id", name).status == 0
+            deployment.await_status(name, "completed")
+            length = deployment.engine.describe(name).seq + 1
+            eventually("it is anchored", lambda name=name, length=length: witness(aegis, name)["entries"] == length)
+        deployment.stop()
+        with (
+            closing(psycopg2.connect(deployment.environment["AEGIS_DATABASE_URL"])) as opened,
+            opened as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute("SET session_replication_role = replica")
+            for table in ("workflow", "transition", "checkpoint", "payload", "log"):
+                column = "id" if table == "workflow" else "workflow_id"
+                cursor.execute(f"DELETE FROM aegis_{table} WHERE {column} = 'lost'")  # noqa: S608 - names of ours
+            cursor.execute("UPDATE aegis_log_state SET size = (SELECT count(*) FROM aegis_log) RETURNING size")
+            (size,) = cursor.fetchone() or (0,)
+        hidden = []
+        for found in client.list_objects_v2(Bucket="vault")["Contents"]:
+            body = json.loads(client.get_object(Bucket="vault", Key=found["Key"])["Body"].read())
+            if body["first"] + len(body["entries"]) > size:
+                client.delete_object(Bucket="vault", Key=found["Key"])
+                hidden.append(found["Key"])
+        assert 0 < len(hidden)
+        assert client.list_objects_v2(Bucket="vault")["KeyCount"] > 0, "there are others, and they fit"
+        client.close()
+        said = aegis("verify", "--all", "--json")
+        assert said.status == 1
+        findings = said.document()["findings"]
+        assert {one["code"] for one in findings if one["workflow_id"] == "lost"} == {"MISSING_WORKFLOW"}
+        covered = [one["actual"] for one in findings if one["code"] == "ANCHOR_COVERED"]
+        assert sorted(covered) == [f"{key}: 1 versions and 1 delete markers" for key in hidden]
+        assert aegis("verify", "lost").status == 1
 
 
 def test_who_verifies_needs_no_more_than_the_public_keys(

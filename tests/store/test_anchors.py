@@ -224,6 +224,12 @@ class Failing:
     def about(self, workflow_id: str) -> Iterator[Anchor]:
         return self.file.about(workflow_id)
 
+    def since(self, moment: datetime) -> Anchor | None:
+        return self.file.since(moment)
+
+    def covered(self) -> Iterator[str]:
+        return self.file.covered()
+
     def _may_fail(self, where: str) -> None:
         if self.away == where:
             raise SinkUnavailable(self.name, "the store is away")

@@ -314,6 +314,12 @@ class Broken:
     def about(self, workflow_id: str) -> Iterator[Anchor]:
         return self.anchors()
 
+    def since(self, moment: datetime) -> Anchor | None:
+        return self.file.since(moment)
+
+    def covered(self) -> Iterator[str]:
+        return self.file.covered()
+
 
 @pytest.mark.parametrize("after", [-1, 0, 1])
 def test_a_place_that_breaks_off_is_a_problem_and_the_others_are_compared(

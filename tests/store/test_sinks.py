@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from log_workbench import add, entry, frontier, logged
-from outside import Authority, send, store, web
+from outside import CREDENTIALS, Authority, send, store, web
 from private_servers import DEPLOYMENT
 from rfc3161_client import VerifierBuilder, decode_timestamp_response
 from rfc3161_client.errors import VerificationError
@@ -33,7 +34,8 @@ from aegis.core.note import LogHead, SigningKey
 from aegis.persistence.database import Database
 from aegis.tasks import timestamp as timestamp_module
 from aegis.tasks.anchor import Anchored, Notary, Policy, anchor
-from aegis.tasks.sinks import AnchorFile, Bucket, open_sink, sinks
+from aegis.tasks.bucket import Bucket
+from aegis.tasks.sinks import AnchorFile, open_sink, sinks
 from aegis.tasks.timestamp import stamp
 
 NAME = log_name(DEPLOYMENT)
@@ -55,14 +57,10 @@ def anchor_of(first: int, count: int) -> tuple[Anchor, LogHead]:
 
 @pytest.fixture(autouse=True)
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody's, and no look at those of whoever runs this."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, "/nonexistent")
+    """Nobody's."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +178,27 @@ def test_an_anchor_that_does_not_follow_the_last_one_is_not_written(client: Any,
     assert len(keys(client, bucket)) == 1
 
 
+@pytest.mark.parametrize("kind", ["bucket", "file"])
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_the_first_since_a_moment_is_found(bucket: Bucket, tmp_path: Path, kind: str, count: int) -> None:
+    """Also beside a line that a crash cut off."""
+    place = bucket if kind == "bucket" else AnchorFile(tmp_path / "anchors.jsonl")
+    ages = [timedelta(minutes=number) for number in range(count)]
+    for number, age in enumerate(ages):
+        made, head = anchor_of(number * 2, 2)
+        head = replace(head, at=AT + age)
+        place.add(replace(made, note=KEY.sign(head.text())), head)
+        if isinstance(place, AnchorFile) and number == count // 2:
+            with place.path.open("ab") as file:
+                file.write(b'{"entries":[["w",')
+    for number, age in enumerate(ages):
+        for moment in (AT + age, AT + age - timedelta(seconds=1)):
+            found = place.since(moment)
+            assert found is not None
+            assert found.first == number * 2
+    assert place.since(AT + timedelta(minutes=count)) is None
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9, 100])
 def test_the_newest_is_found_among_any_number(client: Any, bucket: Bucket, count: int) -> None:
     body = anchor_of(0, 0)[0].line()
@@ -207,9 +226,11 @@ def test_more_than_one_page_of_anchors_is_read_and_the_newest_found_without(clie
     assert len(asked) < 30
     asked.clear()
     bucket.add(*anchor_of(1100, 1))
-    assert asked == ["ListObjectsV2", "GetObject", "PutObject"], "what it has seen it does not look for again"
+    assert asked == ["ListObjectVersions", "ListObjectVersions", "GetObject", "PutObject"], (
+        "what it has seen it does not look for again"
+    )
     assert [one.first for one in bucket.anchors()] == list(range(1101))
-    assert asked.count("ListObjectsV2") == 3
+    assert asked.count("ListObjectVersions") == 4
 
 
 def test_other_things_below_the_same_prefix_are_left_alone(client: Any, bucket: Bucket) -> None:
@@ -229,13 +250,101 @@ def test_other_things_below_the_same_prefix_are_left_alone(client: Any, bucket: 
     assert len(list(bucket.anchors())) == 1
 
 
-def test_an_object_that_somebody_put_in_the_place_of_an_anchor_is_not_passed_over(client: Any, bucket: Bucket) -> None:
-    bucket.add(*anchor_of(0, 3))
-    (key,) = keys(client, bucket)
-    client.put_object(Bucket=bucket.bucket, Key=key, Body=b"rubbish")
+@pytest.mark.parametrize("body", [b"rubbish", b'{"format":"aegis-anchor/v2"}'])
+def test_an_object_that_is_no_anchor_is_not_passed_over(client: Any, bucket: Bucket, body: bytes) -> None:
+    client.put_object(Bucket=bucket.bucket, Key="kept/here/anchor-000000000001.json", Body=body)
     for look in (bucket.last, lambda: list(bucket.anchors())):
-        with pytest.raises(SinkUnavailable, match=r"anchor-000000000001\.json: it is not a whole line"):
+        with pytest.raises(SinkUnavailable, match=r"anchor-000000000001\.json: it is not"):
             look()
+
+
+# --- what is put over an anchor ---------------------------------------------------------------
+
+
+def hide(client: Any, bucket: Bucket, number: int, how: str) -> str:
+    """Do what a lock does not keep anybody from who may write to the bucket; return the anchor's name."""
+    name = f"kept/here/anchor-{number:012}.json"
+    if "marker" in how:
+        client.delete_object(Bucket=bucket.bucket, Key=name)
+    if "version" in how:
+        older, _ = anchor_of(0, 1)
+        client.put_object(Bucket=bucket.bucket, Key=name, Body=older.line())
+    return name
+
+
+COVERED = {
+    "marker": "1 versions and 1 delete markers",
+    "version": "2 versions and 0 delete markers",
+    "marker, then version": "2 versions and 1 delete markers",
+}
+
+
+@pytest.mark.parametrize("how", COVERED)
+@pytest.mark.parametrize("hidden", [[1], [3], [2, 3], [1, 2, 3]])
+def test_what_is_put_over_an_anchor_hides_nothing_and_is_told(
+    client: Any, bucket: Bucket, how: str, hidden: list[int]
+) -> None:
+    """The oldest version is the one that was locked."""
+    made = [anchor_of(number * 2, 2) for number in range(3)]
+    for one, head in made:
+        bucket.add(one, head)
+    assert list(bucket.covered()) == []
+    names = [hide(client, bucket, number, how) for number in hidden]
+    fresh = Bucket(bucket.bucket, bucket.prefix, bucket.endpoint, bucket.retention)
+    for place in (bucket, fresh):
+        assert place.last() == made[-1][0]
+        assert list(place.anchors()) == [one for one, _ in made]
+        assert place.since(AT) == made[0][0]
+        assert list(place.covered()) == [f"{name}: {COVERED[how]}" for name in names]
+    fresh.add(*anchor_of(6, 1))
+    assert [one.first for one in bucket.anchors()] == [0, 2, 4, 6]
+    fresh._client.close()
+
+
+def test_an_anchor_of_which_no_version_is_left_is_told(client: Any, bucket: Bucket, endpoint: str) -> None:
+    """Where nothing is locked, a version can be taken away for good; a marker may be left of it."""
+    plain = Bucket.at(f"s3://{bucket.bucket}/kept/here?endpoint={endpoint}")
+    for number in range(2):
+        plain.add(*anchor_of(number * 2, 2))
+    name = "kept/here/anchor-000000000002.json"
+    version = client.head_object(Bucket=bucket.bucket, Key=name)["VersionId"]
+    client.delete_object(Bucket=bucket.bucket, Key=name)
+    client.delete_object(Bucket=bucket.bucket, Key=name, VersionId=version)
+    last = plain.last()
+    assert last is not None
+    assert last.first == 0
+    assert [one.first for one in plain.anchors()] == [0]
+    assert list(plain.covered()) == [f"{name}: 0 versions and 1 delete markers"]
+    plain._client.close()
+
+
+def test_more_versions_than_a_store_lists_at_once_hide_nothing(client: Any, bucket: Bucket) -> None:
+    for number in range(3):
+        bucket.add(*anchor_of(number * 2, 2))
+    name = hide(client, bucket, 2, "version")
+    for _ in range(12):
+        client.put_object(Bucket=bucket.bucket, Key=name, Body=b"rubbish")
+    listed = bucket._versions
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bucket, "_versions", lambda prefix, **options: listed(prefix, **options | {"MaxKeys": 5}))
+        fresh = Bucket(bucket.bucket, bucket.prefix, bucket.endpoint, None)
+        patched.setattr(fresh, "_versions", bucket._versions)
+        last = fresh.last()
+        assert last is not None
+        assert last.first == 4
+        assert [one.first for one in fresh.anchors()] == [0, 2, 4]
+        assert list(fresh.covered()) == [f"{name}: 14 versions and 0 delete markers"]
+
+
+def test_a_bucket_that_keeps_no_versions_is_read_as_well(client: Any, endpoint: str) -> None:
+    client.create_bucket(Bucket="unversioned")
+    plain = Bucket.at(f"s3://unversioned?endpoint={endpoint}")
+    for number in range(3):
+        plain.add(*anchor_of(number * 2, 2))
+    assert [one.first for one in plain.anchors()] == [0, 2, 4]
+    assert plain.last() == anchor_of(4, 2)[0]
+    assert list(plain.covered()) == []
+    plain._client.close()
 
 
 # --- a store that is away ---------------------------------------------------------------------
@@ -279,7 +388,9 @@ def test_a_store_that_breaks_off_while_it_is_read_is_said_to_be_away(bucket: Buc
     bucket.add(*anchor_of(0, 3))
 
     body = SimpleNamespace(read=_raise_incomplete)
-    client = SimpleNamespace(list_objects_v2=bucket._client.list_objects_v2, get_object=lambda **_: {"Body": body})
+    client = SimpleNamespace(
+        list_object_versions=bucket._client.list_object_versions, get_object=lambda **_: {"Body": body}
+    )
     cut_off = Bucket(bucket.bucket, bucket.prefix, bucket.endpoint, None)
     cut_off.__dict__["_client"] = client
     with pytest.raises(SinkUnavailable, match="0 read, but total bytes expected is 1"):

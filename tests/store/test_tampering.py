@@ -31,8 +31,12 @@ from attacks import (
     stored,
 )
 from log_workbench import add, take_up_all
+<<<<<<< HEAD
 from sqlalchemy import text
 from store_workbench import everything
+=======
+from store_workbench import RecordingRing, everything, make_engine
+>>>>>>> c353e36 (Backdating excuses no missing code, and nothing put over an anchor in a bucket hides it)
 from store_workflows import Letter
 from tampering import (
     HISTORY,
@@ -1031,6 +1035,76 @@ def test_a_transition_that_the_log_never_takes_up_is_missed_when_it_is_old(scene
     report = scene.all()
     assert [(one.workflow_id, one.seq, one.code) for one in report.findings] == [("p", 5, Code.ANCHOR_STALE)]
     assert (report.tampered, report.complete, report.valid) == (False, False, False)
+
+
+def backdate(scene: Scene, workflow_id: str, seq: int, *, days: int) -> None:
+    """Have a transition say that it is so much older than it is, with hashes that fit."""
+    older = "UPDATE aegis_transition SET at = at - :days * interval '1 day' WHERE workflow_id = :id AND seq = :seq"
+    assert scene.sql(older, days=days, id=workflow_id, seq=seq) == 1
+    rehash(scene, workflow_id, seq)
+
+
+@pytest.mark.parametrize("taken_up", [False, True])
+def test_what_is_put_on_the_end_and_backdated_needs_a_code_as_the_one_before_it_did(
+    scenes: Scenes, database: Database, tmp_path: Path, *, taken_up: bool
+) -> None:
+    """Times never run backwards in a chain: the last that had to have a code says so of all that follow."""
+    scene = scenes.put_up(database, Stage.ANCHORED, tmp_path)
+    for seq in (5, 6):
+        append(scene, "p")
+        backdate(scene, "p", seq, days=3)
+    if taken_up:
+        anchor_now(database, *scene.sinks)
+        assert not scene.all(keyed=False).tampered, "without the key it looks like any other"
+    assert failures(scene.all()) - at("p", [5, 6], Code.ANCHOR_STALE) == at("p", [5, 6], MAC)
+    assert failures(scene.one("p")) - at("p", [5, 6], Code.ANCHOR_STALE) == at("p", [5, 6], MAC)
+
+
+def dormant(scene: Scene, *, days: int) -> None:
+    """Put a workflow there that was never started, without codes, all of it of so many days ago."""
+    make_engine(scene.database, RecordingRing()).start(Letter(), id="n")
+    backdate(scene, "n", 0, days=days)
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_what_came_into_the_log_long_after_codes_had_to_be_there_needs_one_whatever_it_says(
+    scenes: Scenes, database: Database, tmp_path: Path, *, anchored: bool
+) -> None:
+    scene = scenes.put_up(database, Stage.ANCHORED, tmp_path)
+    scene = replace(scene, key=replace(scene.key, required_from=datetime.now(UTC) - timedelta(days=2)))
+    dormant(scene, days=3)
+    assert failures(scene.all()) == at("n", [0], Code.ANCHOR_STALE), "nobody knows when it came, before it is taken up"
+    if anchored:
+        anchor_now(database, *scene.sinks)
+        assert failures(scene.all(keyed=False)) == set()
+    else:
+        take_up_all(database)
+    for report in (scene.all(), scene.one("n")):
+        assert failures(report) - at("n", [0], Code.ANCHOR_STALE) == at("n", [0], MAC)
+    assert scene.one("p").valid
+
+
+def test_what_the_log_took_up_soon_after_codes_had_to_be_there_may_be_from_before(
+    scenes: Scenes, database: Database, tmp_path: Path
+) -> None:
+    """A transaction that stays open holds the log back: an anchor in between is no accusation."""
+    scene = scenes.put_up(database, Stage.ANCHORED, tmp_path)
+    scene = replace(scene, key=replace(scene.key, required_from=datetime.now(UTC) - timedelta(hours=23)))
+    dormant(scene, days=1)
+    anchor_now(database, *scene.sinks)
+    assert scene.all().valid
+
+
+def test_an_import_that_nobody_made_excuses_no_missing_code(scenes: Scenes, database: Database) -> None:
+    """What says that it was imported needs a code itself, or what came before keeps its own."""
+    scene = scenes.put_up(database, Stage.FRESH)
+    run("UPDATE aegis_transition SET mac = NULL, mac_key = NULL WHERE workflow_id = 'p'")(scene)
+    append(scene, "p")
+    scene.sql("UPDATE aegis_transition SET event = 'imported' WHERE workflow_id = 'p' AND seq = 5")
+    said = {"deployment": "elsewhere", "status": "completed"}
+    scene.sql("INSERT INTO aegis_payload VALUES ('p', 5, :body, :salt)", body=canonical(said), salt=OTHER)
+    rehash(scene, "p", 5)
+    assert at("p", range(6), MAC) <= failures(scene.all())
 
 
 @pytest.mark.parametrize("stage", Stage)
