@@ -31,12 +31,8 @@ from attacks import (
     stored,
 )
 from log_workbench import add, take_up_all
-<<<<<<< HEAD
 from sqlalchemy import text
-from store_workbench import everything
-=======
 from store_workbench import RecordingRing, everything, make_engine
->>>>>>> c353e36 (Backdating excuses no missing code, and nothing put over an anchor in a bucket hides it)
 from store_workflows import Letter
 from tampering import (
     HISTORY,
