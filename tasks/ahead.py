@@ -21,6 +21,7 @@ from ..persistence.records import Claim, Move, Moved, Snapshot
 from ..persistence.repository import Outcome
 from .attempt import Attempt, moved_to, outcome_of
 from .bench import Bench
+from .context import LOOKS_PER_INTERVAL
 from .result import OnTheGround, Record, Result
 
 log = get_logger(__name__)
@@ -33,8 +34,13 @@ def go(bench: Bench, claim: Claim) -> tuple[list[Move], Result | None]:
     """Make an attempt, and go on from there as far as may be; return what is to be recorded first, and what it came to.
 
     None: the transition after those that are to be recorded has to be begun on the ground.
+
+    Raises:
+        ClaimLost: somebody else has the workflow, or it was cancelled; nothing of it is to be recorded.
+
     """
     began, made, current = time.monotonic(), list[Move](), claim
+    look = _Look(bench, claim)
     while True:
         try:
             result = Attempt(bench, current, ahead=bool(made)).run()
@@ -44,6 +50,8 @@ def go(bench: Bench, claim: Claim) -> tuple[list[Move], Result | None]:
             # That it failed, or is not for this worker, is said of a row that is not there yet.
             return made, None
         if not isinstance(result, Record) or not _may_go_on(bench, claim, result.move, len(made), began):
+            return made, result
+        if look.is_asked():
             return made, result
         made.append(result.move)
         current = _after(current, result.move, claim, began)
@@ -62,6 +70,30 @@ def _may_go_on(bench: Bench, claim: Claim, move: Move, made: int, began: float) 
         and made + 1 < _MOST
         and time.monotonic() - began < bench.settings.checkpoint_interval
     )
+
+
+class _Look:
+    """Whether somebody asks for what there is: beat, or `aegis checkpoint`. Seldom, as ``ctx.progress`` looks."""
+
+    def __init__(self, bench: Bench, claim: Claim) -> None:
+        self._bench, self._position = bench, claim.position
+        self._every = bench.settings.checkpoint_interval / LOOKS_PER_INTERVAL
+        self._looked = time.monotonic()
+
+    def is_asked(self) -> bool:
+        if time.monotonic() - self._looked < self._every:
+            return False
+        self._looked = time.monotonic()
+        try:
+            with self._bench.database.statement() as connection:
+                asked = repository.is_asked(connection, self._position)
+        except DatabaseUnavailable as error:
+            # To record something now would have to wait for it.
+            log.warning("not looked", workflow_id=self._position.workflow_id, reason=error.reason)
+            return False
+        if asked is None:
+            raise ClaimLost(self._position.workflow_id, self._position.seq)
+        return asked
 
 
 def _after(current: Claim, move: Move, claim: Claim, began: float) -> Claim:

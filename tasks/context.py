@@ -26,7 +26,7 @@ from .result import OnTheGround
 log = get_logger(__name__)
 
 # How much of the checkpoint interval may pass between two looks at whether one is asked for.
-_LOOKS_PER_INTERVAL: Final = 60
+LOOKS_PER_INTERVAL: Final = 60
 
 
 class HandlerContext(Context):
@@ -58,7 +58,7 @@ class HandlerContext(Context):
         """The events that go out with the transition."""
         self.attributes: Mapping[str, Attribute] | None = None
         """What the workflow is found by from then on; None: as before."""
-        self._look_every = bench.settings.checkpoint_interval / _LOOKS_PER_INTERVAL
+        self._look_every = bench.settings.checkpoint_interval / LOOKS_PER_INTERVAL
         self._looked = time.monotonic()
         self.newest = newest
         leaving = workflow.definition.leaving(position.state)

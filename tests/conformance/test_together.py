@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -12,12 +13,13 @@ from typing import Any, TypeVar
 import pytest
 from store_workbench import run_where_it_is_sent
 from store_workflows import SCRIPT, Act, Letter
-from stores import World, make_engine
+from stores import World, make_engine, make_runner
 
 from aegis import Context, Retry, Workflow, transition
 from aegis.core.errors import DatabaseUnavailable
 from aegis.persistence.database import Database
 from aegis.tasks import ahead
+from aegis.tasks.checkpoint import request_checkpoints
 from aegis.tasks.transition import Ended, run_transition, take
 
 T = TypeVar("T")
@@ -210,6 +212,79 @@ def test_who_was_overtaken_has_recorded_nothing(race: World, script: dict[str, A
     assert go(race) is Ended.LOST
     assert events(race) == ["created", "cancelled"]
     assert race.engine.verify_integrity("r") == (True, None)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have it look after each transition whether it is asked for what there is."""
+    monkeypatch.setattr(ahead, "LOOKS_PER_INTERVAL", 1e12)
+
+
+@pytest.mark.usefixtures("looks")
+def test_a_checkpoint_that_is_asked_for_records_what_there_is(race: World, script: dict[str, Act]) -> None:
+    asked: list[object] = []
+    script["two"] = lambda *_: asked.append(race.engine.checkpoint("r"))
+    assert go(race) is Ended.COMMITTED
+    assert asked == [None], "it was asked, not made: a handler ran"
+    row = race.engine.describe("r")
+    assert (row.seq, row.status) == (2, "pending")
+    race.run()
+    assert events(race) == ["created", "one", "two", "three"]
+    assert race.engine.verify_integrity("r") == (True, None)
+
+
+@pytest.mark.usefixtures("looks")
+def test_beat_asks_as_well(race: World, script: dict[str, Act]) -> None:
+    def ask(*_: Any) -> None:
+        assert request_checkpoints(race.database, timedelta(0)) == 1
+
+    script["one"] = ask
+    assert go(race) is Ended.COMMITTED
+    assert race.engine.describe("r").seq == 1
+
+
+@pytest.mark.usefixtures("looks")
+def test_where_nobody_asks_it_goes_on(race: World) -> None:
+    assert go(race) is Ended.COMMITTED
+    assert race.engine.describe("r").seq == 3
+
+
+@pytest.mark.usefixtures("looks")
+def test_who_looks_and_was_overtaken_goes_no_further(race: World, script: dict[str, Act]) -> None:
+    ran: list[str] = []
+    script["one"] = lambda *_: race.engine.cancel("r", reason="rain")
+    script["two"] = lambda *_: ran.append("two")
+    assert go(race) is Ended.LOST
+    assert (ran, events(race)) == ([], ["created", "cancelled"])
+
+
+@pytest.mark.usefixtures("looks")
+def test_it_goes_on_where_the_database_does_not_answer(race: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any) -> None:
+        raise DatabaseUnavailable("test", "away")
+
+    monkeypatch.setattr(ahead.repository, "is_asked", away)
+    assert go(race) is Ended.COMMITTED
+    assert race.engine.describe("r").seq == 3
+
+
+def test_no_more_than_the_checkpoint_interval_lies_ahead(race: World, script: dict[str, Act]) -> None:
+    runner = make_runner(race.database, checkpoint_interval=1)
+    runner._arrive()
+    seen: list[tuple[str, int]] = []
+
+    def takes(seconds: float) -> Act:
+        def act(_: Any, ctx: Any) -> None:
+            time.sleep(seconds)
+            seen.append((ctx.key, race.engine.describe("r").seq))
+
+        return act
+
+    script |= {"one": takes(0.05), "two": takes(1), "three": takes(0)}
+    assert run_transition(runner._bench, "r", 0) is Ended.COMMITTED
+    assert race.engine.describe("r").seq == 2, "a handler longer than the interval, and then it is recorded"
+    assert run_transition(runner._bench, "r", 2) is Ended.COMMITTED
+    assert seen == [("r:1", 0), ("r:2", 0), ("r:3", 2)]
 
 
 def test_a_pause_comes_after_what_was_begun(race: World, script: dict[str, Act]) -> None:

@@ -64,6 +64,46 @@ class Steps(Workflow):
         self._do(ctx, "three")
 
 
+class Leg(StrEnum):
+    ZERO = "zero"
+    ONE = "one"
+    TWO = "two"
+    THREE = "three"
+    FOUR = "four"
+
+
+class Together(Workflow):
+    """Four automatic transitions, the second with a checkpoint; the last one waits where a file is missing."""
+
+    state: Leg = Leg.ZERO
+    gate: str
+    ran: list[str] = Field(default_factory=list)
+
+    def _do(self, ctx: Context, name: str) -> None:
+        note(ctx, name)
+        self.ran.append(name)
+
+    @transition(Leg.ZERO, Leg.ONE, retry=STURDY)
+    def one(self, ctx: Context) -> None:
+        self._do(ctx, "one")
+
+    @transition(Leg.ONE, Leg.TWO, retry=STURDY)
+    def two(self, ctx: Context) -> None:
+        if "two" not in self.ran:
+            self._do(ctx, "two")
+            ctx.checkpoint()
+
+    @transition(Leg.TWO, Leg.THREE, retry=STURDY)
+    def three(self, ctx: Context) -> None:
+        self._do(ctx, "three")
+
+    @transition(Leg.THREE, Leg.FOUR, retry=STURDY)
+    def four(self, ctx: Context) -> None:
+        self._do(ctx, "four")
+        while not Path(self.gate).exists():
+            time.sleep(0.05)
+
+
 class Life(StrEnum):
     ALIVE = "alive"
     DONE = "done"
