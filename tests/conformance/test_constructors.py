@@ -109,4 +109,4 @@ def test_each_is_recorded_by_itself_or_all_together(
 ) -> None:
     events = blocking(address, options) if engine == "blocking" else asyncio.run(waiting(address, options))
     assert events == ["created", "one", "two", "three"]
-    assert LOOKED == looked
+    assert looked == LOOKED

@@ -1,4 +1,4 @@
-"""``checkpoint_on_transition=False``, and the process is killed in the middle: what is lost is what the documents say."""
+"""``checkpoint_on_transition=False``, and the process is killed in the middle: no more is lost than is said."""
 
 from __future__ import annotations
 
