@@ -109,6 +109,8 @@ def test_what_a_handler_sends_is_received_once(
     assert deployment.effects("mouth") == 2, "the handler was killed, and began again"
     heard: Any = deployment.engine.history("ear")[1].payload
     assert (heard["sender"], heard["reason"]) == ("workflow:mouth", "as agreed")
+    spoken, listened = (deployment.engine.history(name)[1].at for name in ("mouth", "ear"))
+    assert spoken <= listened, "nothing was heard of an attempt that was not recorded"
     for name in ("ear", "mouth"):
         assert deployment.engine.verify_integrity(name) == (True, None)
 
