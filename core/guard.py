@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .errors import InvalidHandlerResult
 from .machine import Edge
+from .shown import shown
 from .workflow import Workflow
 
 
@@ -20,7 +21,7 @@ def allows(workflow: Workflow, edge: Edge, payload: object) -> bool:
     answer = edge.guard(workflow) if edge.on is None else edge.guard(workflow, payload)
     name = f"{workflow.definition.type}.{edge.name}"
     if not isinstance(answer, bool):
-        raise InvalidHandlerResult(name, f"its guard returned {answer!r}; it must return True or False")
+        raise InvalidHandlerResult(name, f"its guard returned {shown(answer)}; it must return True or False")
     if workflow.to_dict() != before:
         raise InvalidHandlerResult(name, "its guard changed the workflow's data; only its handler may")
     return answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, TypeGuard
 
 from .errors import InvalidName
 
@@ -39,9 +39,14 @@ def check_name(what: str, value: object) -> str:
         InvalidName: says what it must look like.
 
     """
-    if not isinstance(value, str) or len(value) > MAX_ID or not _ID.fullmatch(value):
+    if not is_id(value):
         raise InvalidName(what, str(value), _RULE)
     return value
+
+
+def is_id(value: object) -> TypeGuard[str]:
+    """Whether something can be a workflow's id, a key or an actor at all."""
+    return isinstance(value, str) and len(value) <= MAX_ID and _ID.fullmatch(value) is not None
 
 
 def is_queue_name(name: str) -> bool:

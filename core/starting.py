@@ -16,6 +16,7 @@ from .chain import ENGINE_EVENTS, timestamp
 from .errors import InvalidData, InvalidName
 from .names import MAX_NAME, check_name, check_new_id, is_queue_name
 from .rules import LONGEST_TIMER
+from .shown import shown
 from .workflow import Workflow
 
 W = TypeVar("W", bound=Workflow)
@@ -162,7 +163,7 @@ def _moment_in(pointer: str, text: object) -> datetime | None:
     try:
         return datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
     except ValueError:
-        raise _invalid(pointer, f"{_shown(text)} is no time") from None
+        raise _invalid(pointer, f"{shown(text)} is no time") from None
 
 
 def compared(said: object) -> dict[str, Json]:
@@ -181,7 +182,7 @@ def check_attributes(given: object) -> dict[str, Attribute]:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        raise _invalid("/attributes", f'{_shown(given)} is no mapping, such as {{"customer": 7}}')
+        raise _invalid("/attributes", f'{shown(given)} is no mapping, such as {{"customer": 7}}')
     if len(given) > MOST_ATTRIBUTES:
         raise _invalid("/attributes", f"they are {len(given)}; give at most {MOST_ATTRIBUTES}")
     for name, value in given.items():
@@ -189,7 +190,7 @@ def check_attributes(given: object) -> dict[str, Attribute]:
             rule = f"use 1 to {MAX_NAME} letters, digits and underscores, no digit first"
             raise InvalidName("name for an attribute", str(name), rule)
         if not isinstance(value, str | int | float | bool):
-            raise _invalid(f"/attributes/{name}", f"{_shown(value)} is no string, number or boolean")
+            raise _invalid(f"/attributes/{name}", f"{shown(value)} is no string, number or boolean")
     stored: Any = load(canonical({"attributes": dict(given)}, max_bytes=_MOST_BYTES))
     read: dict[str, Attribute] = stored["attributes"]
     return read
@@ -197,12 +198,12 @@ def check_attributes(given: object) -> dict[str, Attribute]:
 
 def _check_workflow(given: object) -> None:
     if not isinstance(given, Workflow):
-        raise _invalid("/workflow", f"{_shown(given)} is no workflow")
+        raise _invalid("/workflow", f"{shown(given)} is no workflow")
 
 
 def _check_priority(given: object) -> None:
     if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given <= HIGHEST_PRIORITY:
-        raise _invalid("/priority", f"{_shown(given)} is no whole number from 0 to {HIGHEST_PRIORITY}")
+        raise _invalid("/priority", f"{shown(given)} is no whole number from 0 to {HIGHEST_PRIORITY}")
 
 
 def _check_queue(given: object) -> None:
@@ -228,7 +229,7 @@ def check_moment(pointer: str, given: object) -> None:
         if not timedelta(0) <= given <= LONGEST_TIMER:
             raise _invalid(pointer, f"{given} is not between 0 and {LONGEST_TIMER.days} days")
     elif not isinstance(given, datetime):
-        raise _invalid(pointer, f"{_shown(given)} is no timedelta, and no datetime with a time zone")
+        raise _invalid(pointer, f"{shown(given)} is no timedelta, and no datetime with a time zone")
     elif given.utcoffset() is None:
         raise _invalid(pointer, f"{given.isoformat()} has no time zone")
 
@@ -250,8 +251,3 @@ def moment_of(pointer: str, given: Moment | None, now: datetime) -> datetime | N
 
 def _invalid(pointer: str, problem: str) -> InvalidData:
     return InvalidData(_WHAT, [(pointer, problem)])
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - a line's worth

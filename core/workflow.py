@@ -14,7 +14,6 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Final, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import PydanticSerializationError
 
 from .approval import Approval
 from .canonical import Json, pointer_step
@@ -23,6 +22,8 @@ from .errors import DefinitionError, InvalidData, InvalidHandlerResult, UnknownE
 from .machine import Definition, Edge
 from .retry import Retry
 from .rules import check
+from .shown import shown
+from .untyped import misread, unwritable
 from .upgrade import Upgrade, declared_upgrades, upgraded, upgrades_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -315,7 +316,9 @@ def _target(name: str, edge: Edge, result: object) -> str:
         return edge.targets[0]
     value = result.value if isinstance(result, Enum) else result
     if not isinstance(value, str) or value not in edge.targets:
-        raise InvalidHandlerResult(name, f"it returned {result!r}; it must return one of: {', '.join(edge.targets)}")
+        raise InvalidHandlerResult(
+            name, f"it returned {shown(result)}; it must return one of: {', '.join(edge.targets)}"
+        )
     return value
 
 
@@ -351,9 +354,13 @@ def problems_of(error: ValidationError) -> list[tuple[str, str]]:
 def _dumped(model: BaseModel, what: str) -> Any:
     try:
         # What has another type than was declared is not for a warning: reading it back decides.
-        return model.model_dump(mode="json", warnings=False)
-    except (PydanticSerializationError, UnicodeError, RecursionError) as error:
-        raise InvalidData(what, [("", str(error))]) from None
+        data = model.model_dump(mode="json", warnings=False)
+        wrong = misread(model, data)
+    except (ValueError, RecursionError) as error:  # pydantic has no one error for what it cannot write
+        raise InvalidData(what, [(unwritable(model), str(error))]) from None
+    if wrong is not None:
+        raise InvalidData(what, [wrong])
+    return data
 
 
 class Registry:

@@ -12,6 +12,7 @@ from celery import Celery, Task
 from ..config.logging import get_logger
 from ..config.settings import Settings, settings
 from ..core.errors import AegisError, DatabaseUnavailable
+from ..core.names import is_id
 from ..persistence.database import Database
 from .anchor import Policy as AnchorPolicy
 from .anchor import anchor, notary
@@ -19,6 +20,7 @@ from .backups import backup
 from .bench import Bench, default_worker_id
 from .broker import TRANSITION, Broker
 from .checkpoint import request_checkpoints
+from .reception import strategy
 from .retention import retain
 from .scrub import scrub
 from .sinks import sinks
@@ -35,6 +37,8 @@ BACKUP: Final = "aegis.backup"
 
 log = get_logger(__name__)
 
+_STRATEGY: Final = f"{strategy.__module__}:{strategy.__name__}"
+
 # Set by the worker's heartbeat step before the pool forks; children inherit it.
 worker_id: str | None = None
 # How many handlers one process of this worker runs at once: more than one in a pool of threads.
@@ -48,6 +52,7 @@ class TransitionTask(Task[Any, Any]):
     """
 
     name = TRANSITION
+    Strategy = _STRATEGY
     acks_late = True
     reject_on_worker_lost = True
     # A failure is in the database, which decides what follows; the message has done its work.
@@ -75,8 +80,7 @@ def _is_bell(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return (
         len(args) == 2  # noqa: PLR2004 - workflow id and seq
         and not kwargs
-        and type(args[0]) is str
-        and "\0" not in args[0]
+        and is_id(args[0])
         and type(args[1]) is int
         and 0 <= args[1] < 2**63
     )
@@ -141,6 +145,7 @@ def run_periodic(app: Celery, name: str) -> None:
 class PeriodicTask(Task[Any, Any]):
     """A periodic task as a message, for apps whose own beat publishes it."""
 
+    Strategy = _STRATEGY
     ignore_result = True
     serializer = "json"
     max_retries = 0

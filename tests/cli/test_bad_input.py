@@ -11,10 +11,8 @@ import pytest
 from command_line import CommandLine, Said
 from deployment import Deployment
 from fault_workflows import Steps
+from fingerprint import fingerprint
 from private_servers import PrivatePostgres, folder
-
-TABLES = ("workflow", "transition", "checkpoint", "payload", "event", "worker", "deployment")
-
 
 @pytest.fixture
 def aegis(idle: Deployment) -> CommandLine:
@@ -39,18 +37,9 @@ def untouched(idle: Deployment) -> Iterator[None]:
     assert contents(idle) == before
 
 
-def contents(deployment: Deployment) -> list[str]:
+def contents(deployment: Deployment) -> dict[str, list[str]]:
     """Every row of every table, whole."""
-    connection = psycopg2.connect(deployment.environment["AEGIS_DATABASE_URL"])
-    try:
-        cursor = connection.cursor()
-        found = []
-        for table in TABLES:
-            cursor.execute(f"SELECT t::text FROM aegis_{table} t ORDER BY 1")  # noqa: S608 - names of ours
-            found += [f"{table} {row[0]}" for row in cursor.fetchall()]
-        return found
-    finally:
-        connection.close()
+    return fingerprint(deployment.environment["AEGIS_DATABASE_URL"])
 
 
 DEEP = "[" * 70 + "]" * 70

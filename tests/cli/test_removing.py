@@ -9,15 +9,14 @@ import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 
-import psycopg2
 import pytest
 from command_line import PROGRAM, CommandLine, Said
 from deployment import Deployment
+from fingerprint import fingerprint
 from local_engine import eventually
 
 from aegis.core.names import SYSTEM
 from aegis.persistence import log
-from aegis.persistence.models import Base
 
 WHO = "Ada Lovelace"
 
@@ -32,18 +31,9 @@ def untouched(living: Deployment) -> Iterator[None]:
 
 def contents(deployment: Deployment) -> list[str]:
     """Every row of every table in which removals leave anything."""
-    busy = ("worker", "sweep", "log", "anchor", "scrub")
-    connection = psycopg2.connect(deployment.environment["AEGIS_DATABASE_URL"])
-    try:
-        cursor = connection.cursor()
-        found = []
-        for table in Base.metadata.sorted_tables:
-            if not table.name.startswith(tuple(f"aegis_{name}" for name in busy)):
-                cursor.execute(f"SELECT t::text FROM {table.name} t ORDER BY 1")  # noqa: S608 - names of ours
-                found += [f"{table.name} {row[0]}" for row in cursor.fetchall()]
-        return found
-    finally:
-        connection.close()
+    busy = ("worker", "sweep", "log", "log_node", "log_state", "anchor", "scrub")
+    found = fingerprint(deployment.environment["AEGIS_DATABASE_URL"], but=[f"aegis_{name}" for name in busy])
+    return [f"{table} {row}" for table, rows in found.items() for row in rows]
 
 
 def the_line(said: Said) -> str:

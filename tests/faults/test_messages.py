@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from uuid import uuid4
+
 import pytest
+from corpus import TEXTS, VALUES
 from deployment import Deployment
 from fault_workflows import Approval, Steps
+from fingerprint import fingerprint
 from local_engine import eventually
 
 from aegis.core.bell import Bell
@@ -65,6 +71,54 @@ def test_forged_messages_change_nothing_and_harm_nobody(deployment: Deployment) 
     assert len(worker.handlers()) == 1
     assert "Traceback" not in worker.logs()
     deployment.assert_sound()
+
+
+def test_bad_input_as_a_message_changes_no_row_and_harms_nobody(deployment: Deployment) -> None:
+    """The corpus, in the place of a workflow's id and of its seq, and as the bytes of a message."""
+    worker = deployment.worker()
+    deployment.ledger.accepted(deployment.engine.start(Approval(), id="waits").id)
+    deployment.await_status("waits", "waiting")
+    before = rows(deployment)
+    for bad in VALUES:
+        deployment.app.send_task(TRANSITION, args=(bad.value, 1))
+        deployment.app.send_task(TRANSITION, args=("waits", bad.value))
+    queue = deployment.list_of()
+    for text in TEXTS:
+        deployment.broker.lpush(queue, raw(deployment, text.within('[["waits", ', '], {}, {"chord": null}]')))
+        deployment.broker.lpush(queue, raw(deployment, text.within("", "")))
+    eventually("the queue is empty", lambda: deployment.broker.llen(queue) == 0)
+    deployment.ledger.accepted(deployment.engine.start(Steps(), id="honest").id)
+    deployment.await_status("honest", "completed")
+    after = rows(deployment)
+    for table, found in before.items():
+        assert [row for row in after[table] if "honest" not in row] == found, table
+    assert worker.logs().count("message refused") >= 2 * len(VALUES)
+    deployment.assert_sound()
+
+
+def rows(deployment: Deployment) -> dict[str, list[str]]:
+    """Every row of every table, but for what the worker's heartbeat writes all the time."""
+    return fingerprint(deployment.environment["AEGIS_DATABASE_URL"], but=["aegis_worker"])
+
+
+def raw(deployment: Deployment, body: bytes) -> str:
+    """A message for a transition, as it stands in the broker, with any bytes for its body."""
+    return json.dumps(
+        {
+            "body": base64.b64encode(body).decode(),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {"lang": "py", "task": TRANSITION, "id": str(uuid4()), "root_id": None, "parent_id": None},
+            "properties": {
+                "correlation_id": str(uuid4()),
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": deployment.settings.queue},
+                "priority": 0,
+                "body_encoding": "base64",
+                "delivery_tag": str(uuid4()),
+            },
+        }
+    )
 
 
 def test_a_message_for_no_task_of_ours_harms_nobody(deployment: Deployment) -> None:

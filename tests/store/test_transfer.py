@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 from click.testing import CliRunner
+from corpus import TEXTS, BadText
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from event_workflows import Budget
 from private_servers import DEPLOYMENT, TEMPLATE, PrivatePostgres
@@ -33,7 +34,7 @@ from store_workbench import (
 from store_workflows import Act, Booking, Decision, Once, Parcel
 
 from aegis.cli import verify_bundle as shipped
-from aegis.cli.main import aegis
+from aegis.cli.main import aegis, main
 from aegis.core.bundle import Bundle, verify
 from aegis.core.canonical import canonical
 from aegis.core.chain import MacKey, transition_hash
@@ -519,6 +520,20 @@ def test_damage_is_refused_with_every_line_named(away: Place, bundle: Bundle) ->
     untouched(away, {"format": "aegis-bundle/v2"}, NotABundle, "aegis-bundle/v1")
 
 
+@pytest.mark.parametrize("bad", TEXTS, ids=str)
+def test_what_is_no_document_is_refused_as_a_bundle_and_inside_one(away: Place, bundle: Bundle, bad: BadText) -> None:
+    """As the whole file, in the place of a transition, and in that of the head: by name, and nothing is written."""
+    before = everything(away.database)
+    lines = bundle.to_bytes().split(b"\n")
+    text = bad.within("", "")
+    for document in (text, b"\n".join([lines[0], text, *lines[2:]]), b"\n".join([text, *lines[1:]])):
+        with pytest.raises((BundleRefused, NotABundle)) as caught:
+            away.engine.import_bundle(document, source="the file")
+        assert str(caught.value).startswith("the file ")
+        assert str(caught.value).isprintable()
+    assert everything(away.database) == before
+
+
 def test_edits_with_new_digests_are_refused_by_what_stands_against_them(away: Place, bundle: Bundle) -> None:
     last = bundle.transitions[-1]
     edited = replace(last, checkpoint=(last.checkpoint or b"").replace(b"Side", b"Wide"))
@@ -686,6 +701,44 @@ def test_commands_move_a_workflow(
         "p-42 imported: 2 transitions, it is paused in state packed; `aegis resume p-42` lets it go on\n"
     )
     assert away.engine.describe(ID).status == "paused"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_bundle_that_was_tampered_with_is_refused_at_the_command_line_with_all_findings(
+    away: Place,
+    bundle: Bundle,
+    command: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    *,
+    as_json: bool,
+) -> None:
+    last = bundle.transitions[-1]
+    forged = replace(
+        bundle,
+        head=replace(bundle.head, status="cancelled"),
+        transitions=(
+            replace(bundle.transitions[0], checkpoint=(bundle.transitions[0].checkpoint or b"").replace(b"Side", b"W")),
+            *bundle.transitions[1:-1],
+            replace(last, checkpoint=(last.checkpoint or b"").replace(b"Side", b"Wide")),
+        ),
+    )
+    file = tmp_path / "forged.json"
+    file.write_bytes(forged.to_bytes())
+    expected = [str(one) for one in failures(verify(forged, KEYS))]
+    assert len(expected) >= 3
+    before = everything(away.database)
+    with pytest.raises(SystemExit) as ended:
+        main(["import", str(file), *(["--json"] if as_json else [])])
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    line = json.loads(said.err)["error"] if as_json else said.err
+    assert "forged.json was not imported, nothing was written: " in line
+    for finding in expected:
+        assert finding in line
+    if as_json:
+        assert json.loads(said.err)["type"] == "BundleRefused"
+    assert everything(away.database) == before
 
 
 def test_a_file_that_is_there_is_left_alone_unless_told_otherwise(
