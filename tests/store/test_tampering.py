@@ -949,7 +949,11 @@ UNPROVEN: Final[dict[str, dict[str, str]]] = {
     },
     "aegis_anchor": dict.fromkeys(("id", "size", "root", "at", "note"), _COPY),
     "aegis_scrub": dict.fromkeys(
-        ("id", "started_at", "place", "verified", "finished_at", "took_from", "covered", "found", "findings"), _ROUND
+        (
+            *("id", "started_at", "place", "verified", "finished_at", "took_from", "covered", "found", "findings"),
+            *("hindered", "problems", "compared"),
+        ),
+        _ROUND,
     ),
     "aegis_schema": {"version_num": "which tables these are: another version is refused before anything is read"},
 }
@@ -1028,9 +1032,11 @@ def test_a_transition_that_the_log_never_takes_up_is_missed_when_it_is_old(scene
     append(scene, "p")
     stored("xact = 4611686018427387904, at = at - interval '1 hour'", 5)(scene)
     rehash(scene, "p", 5)
-    report = scene.all()
+    report = scene.all(keyed=False)
     assert [(one.workflow_id, one.seq, one.code) for one in report.findings] == [("p", 5, Code.ANCHOR_STALE)]
     assert (report.tampered, report.complete, report.valid) == (False, False, False)
+    # Whoever has the key sees that it stands after what the key was needed for.
+    assert failures(scene.all()) == p(5, Code.ANCHOR_STALE, MAC)
 
 
 def backdate(scene: Scene, workflow_id: str, seq: int, *, days: int) -> None:
