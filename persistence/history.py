@@ -10,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Boolean, ColumnElement, Connection, Select, func, literal, literal_column, select, tuple_
 
 from ..core.canonical import Json, canonical, is_canonical, load
-from ..core.chain import checkpoint_commitment, payload_commitment, transition_hash
+from ..core.chain import checkpoint_commitment, payload_commitment, timestamp, transition_hash
 from ..core.errors import (
     AegisError,
     CheckpointPruned,
@@ -246,23 +246,52 @@ def _verified(workflow_id: str, found: Any) -> dict[str, Any]:
 def seq_at(connection: Connection, workflow_id: str, moment: datetime) -> int:
     """Return the transition that a workflow was at, at that moment.
 
+    It is found by the columns for searching, and given only if the envelopes have the same times: of the one
+    that is found, and of the one that follows it.
+
     Raises:
         WorkflowNotFound, WorkflowPurged: there is no such workflow, or none any more.
         InvalidData: it was not there yet.
+        HistoryBroken: a time is not the one that was committed.
 
     """
     check_name("workflow id", workflow_id)
     table = TransitionRow.__table__.c
     last, first = connection.execute(
-        select(func.max(table.seq).filter(table.at <= moment), func.min(table.at)).where(
+        select(func.max(table.seq).filter(table.at <= moment), func.min(table.seq)).where(
             table.workflow_id == workflow_id
         )
     ).one()
     if first is None:
         raise not_found(connection, workflow_id)
+    links = connection.execute(
+        select(table.seq, func.coalesce(sql.iso(table.at), "").label("at"), table.envelope, table.hash)
+        .where(table.workflow_id == workflow_id, table.seq >= (first if last is None else last))
+        .order_by(table.seq)
+        .limit(2)
+    ).all()
+    for seq, link in enumerate(links, 0 if last is None else last):
+        _check_time(workflow_id, seq, link)
     if last is None:
-        raise InvalidData("the moment", [("/", f"{moment.isoformat()} is before {first.isoformat()}, when it began")])
+        raise InvalidData("the moment", [("/", f"{timestamp(moment)} is before {links[0].at}, when it began")])
     return int(last)
+
+
+def _check_time(workflow_id: str, seq: int, link: Any) -> None:
+    """Check that this is the transition ``seq``, and its time in the column the one in its envelope.
+
+    Raises:
+        HistoryBroken: it is not.
+
+    """
+    if link.seq != seq:
+        raise HistoryBroken(workflow_id, seq, "it is missing; `aegis verify` tells more")
+    body = bytes(link.envelope)
+    told: Any = load(body) if is_canonical(body) else None
+    at = told.get("at") if isinstance(told, dict) else None
+    if transition_hash(body) != bytes(link.hash) or at != link.at:
+        problem = f"it says that it was made at {link.at}, and what was committed says {at}; `aegis verify` tells more"
+        raise HistoryBroken(workflow_id, link.seq, problem)
 
 
 def _no_checkpoint(connection: Connection, workflow_id: str, seq: int) -> AegisError:

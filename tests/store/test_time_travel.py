@@ -44,6 +44,33 @@ def test_a_moment_is_that_of_the_transition_before_it(handle: Handle[Relay], dat
     assert handle.at(datetime.now(UTC) + timedelta(days=1)).to_dict() == handle.get().to_dict()
 
 
+@pytest.mark.parametrize("edited", [0, 1, 2])
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_time_that_is_not_the_committed_one_is_not_gone_by(
+    handle: Handle[Relay], database: Database, edited: int, hours: int
+) -> None:
+    """Whichever transition's time was edited: never another state than the one of that moment."""
+    moments = [at_of(database, seq) for seq in range(3)]
+    true = [handle.at(moment).to_dict() for moment in moments]
+    moved = "UPDATE aegis_transition SET at = at + :hours * interval '1 hour' WHERE workflow_id = 'r' AND seq = :s"
+    assert sql(database, moved, hours=hours, s=edited) == 1
+    refused: list[HistoryBroken] = []
+    for moment, state in zip(moments, true, strict=True):
+        try:
+            assert handle.at(moment).to_dict() == state
+        except HistoryBroken as error:
+            refused.append(error)
+    assert {error.seq for error in refused} == {edited}
+    assert all("and what was committed says" in str(error) for error in refused)
+
+
+def test_a_transition_that_is_missing_is_not_passed_over(handle: Handle[Relay], database: Database) -> None:
+    moment = at_of(database, 1)
+    sql(database, "DELETE FROM aegis_transition WHERE workflow_id = 'r' AND seq = 1")
+    with pytest.raises(HistoryBroken, match="transition 1: it is missing"):
+        handle.at(moment)
+
+
 def test_what_was_not_there_is_said(handle: Handle[Relay], engine: DurableWorkflowEngine, database: Database) -> None:
     before = everything(database)
     with pytest.raises(InvalidData, match="is before"):
