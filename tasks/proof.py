@@ -74,7 +74,7 @@ def append_only(guards: Guards, settings: Settings) -> Check:
         return degraded(
             "append-only",
             f"the triggers of {tables} are not in force",
-            "find out who switched them off; `aegis verify --all`",
+            "find out who switched them off, or put others in their place; `aegis verify --all`",
         )
     if settings.embedded:
         return ok("append-only", "triggers in force")

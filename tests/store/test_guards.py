@@ -296,6 +296,61 @@ def test_a_trigger_that_is_always_in_force_is_in_force(database: Database, grant
     assert read(database).unguarded == ()
 
 
+# What somebody who owns the tables can put there under the same names.
+ROW = "CREATE TRIGGER aegis_append_only_row BEFORE UPDATE OR DELETE ON aegis_log FOR EACH ROW"
+ALL = "CREATE TRIGGER aegis_append_only_all BEFORE TRUNCATE ON aegis_log FOR EACH STATEMENT"
+CALLS = "EXECUTE FUNCTION aegis_refuse()"
+LETS = "LANGUAGE plpgsql AS $$ BEGIN RETURN coalesce(NEW, OLD); END $$"
+NAMESAKES = {
+    "on another function": ("row", f"{ROW} EXECUTE FUNCTION aegis_lets()"),
+    "on a function of that name elsewhere": ("row", f"{ROW} EXECUTE FUNCTION elsewhere.aegis_refuse()"),
+    "under a condition": ("row", f"{ROW} WHEN (OLD.log_index < 0) {CALLS}"),
+    "for one column": ("row", f"{ROW.replace('UPDATE', 'UPDATE OF seq')} {CALLS}"),
+    "for updates alone": ("row", f"{ROW.replace(' OR DELETE', '')} {CALLS}"),
+    "for statements": ("row", f"{ROW.replace('ROW', 'STATEMENT')} {CALLS}"),
+    "afterwards": ("row", f"{ROW.replace('BEFORE', 'AFTER')} {CALLS}"),
+    "for what is added": ("all", f"{ALL.replace('TRUNCATE', 'INSERT')} {CALLS}"),
+    "on another function for the whole table": ("all", f"{ALL} EXECUTE FUNCTION aegis_lets()"),
+}
+
+
+@pytest.mark.parametrize("name", NAMESAKES)
+def test_a_trigger_of_that_name_that_does_something_else_is_not_in_force(
+    database: Database, app: Database, granting: Callable[..., None], name: str
+) -> None:
+    which, made = NAMESAKES[name]
+    dropped = f"DROP TRIGGER aegis_append_only_{which} ON aegis_log"
+    as_it_was = f"{dropped}; {ROW if which == 'row' else ALL} {CALLS}"
+    functions = f"CREATE FUNCTION aegis_lets() RETURNS trigger {LETS}; CREATE SCHEMA elsewhere"
+    namesake = f"CREATE FUNCTION elsewhere.aegis_refuse() RETURNS trigger {LETS}"
+    away = "DROP FUNCTION aegis_lets(); DROP FUNCTION elsewhere.aegis_refuse(); DROP SCHEMA elsewhere"
+    granting(f"{functions}; {namesake}; {dropped}; {made}", f"{as_it_was}; {away}")
+    assert read(database).unguarded == ("aegis_log",)
+    assert read(app).unguarded == ("aegis_log",), "whoever it is that looks"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        f"CREATE OR REPLACE FUNCTION aegis_refuse() RETURNS trigger {LETS}",
+        "ALTER FUNCTION aegis_refuse() SET search_path = elsewhere, pg_catalog",
+    ],
+)
+def test_a_function_that_refuses_no_more_is_not_in_force(
+    database: Database, granting: Callable[..., None], changed: str
+) -> None:
+    refusing = value(database, "SELECT pg_get_functiondef('aegis_refuse()'::regprocedure)")
+    granting(changed, f"{refusing}; ALTER FUNCTION aegis_refuse() RESET ALL")
+    assert read(database).unguarded == APPEND_ONLY
+
+
+def test_a_way_out_that_asks_for_no_record_is_told(database: Database, granting: Callable[..., None]) -> None:
+    purging = value(database, "SELECT pg_get_functiondef('aegis_purge(text)'::regprocedure)")
+    start, end = purging.index("    IF NOT EXISTS"), purging.index("    PERFORM")
+    granting(purging[:start] + purging[end:], purging)
+    assert read(database).unguarded == ("aegis_transition",)
+
+
 def test_a_connection_that_triggers_are_silenced_on_is_told_so(database: Database) -> None:
     with database.transaction() as session:
         connection = session.connection()
