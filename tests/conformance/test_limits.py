@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import pytest
 from local_engine import eventually
+from sqlalchemy import text
 from stores import World
 
 from aegis import Context, Retry, Workflow, transition
@@ -56,6 +57,23 @@ class GivingUp(Workflow, name="conformance.GivingUp"):
         give_up=End.LATE,
     )
     def work(self, ctx: Context) -> None:
+        hang(ctx)
+
+
+class Booked(Workflow, name="conformance.Booked"):
+    """A handler inside the checkpoint's own transaction."""
+
+    state: Stage = Stage.NEW
+
+    @transition(
+        Stage.NEW,
+        Stage.DONE,
+        transactional=True,
+        timeout=0.2,
+        retry=Retry(max_attempts=2, delay=0.05, jitter=0),
+    )
+    def work(self, ctx: Context) -> None:
+        ctx.session.execute(text("INSERT INTO seats VALUES (:attempt)"), {"attempt": ctx.attempt})
         hang(ctx)
 
 
@@ -122,6 +140,17 @@ def test_a_guard_has_the_same_limit(world: World) -> None:
     world.engine.start(Looking(), id="l")
     reaches(world, "l", "failed")
     assert world.engine.describe("l").error["type"] == "aegis.core.errors.HandlerTimeout"
+
+
+def test_a_transaction_of_a_handler_over_its_time_leaves_nothing(world: World) -> None:
+    with world.database.transaction() as session:
+        session.execute(text("CREATE TABLE seats (attempt INTEGER)"))
+    HANGS.add(1)
+    world.engine.start(Booked(), id="h")
+    reaches(world, "h", "completed")
+    assert [attempt for _, attempt, _ in CALLS] == [1, 2]
+    with world.database.statement() as connection:
+        assert connection.execute(text("SELECT attempt FROM seats")).scalars().all() == [2]
 
 
 def test_the_thread_goes_on_with_others(world: World) -> None:
