@@ -9,12 +9,13 @@ from typing import Any, Final
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from ..config.settings import settings
 from ..core.finding import Finding, Report, Severity
-from ..persistence import scrub as scrubs
+from ..persistence import log as logs
+from ..persistence import span
 from ..persistence.audit import Progress as Told
 from ..persistence.audit import Tally
 from ..persistence.auditor import Auditor
@@ -43,11 +44,12 @@ def verify_command(out: Output, workflow_id: str | None, stale_ok: float | None,
     if (workflow_id is None) != everything:
         raise click.UsageError("give the ID of a workflow, or --all")
     used = database(stale_ok)
-    auditor = Auditor(used, sources(settings()))
+    known = sources(settings())
+    auditor = Auditor(used, known)
     if workflow_id is not None:
         report = auditor.one(workflow_id)
     else:
-        with _bar(out, used) as progress:
+        with _bar(out, used, max(len(known.sinks), 1)) as progress:
             report = auditor.everything(progress)
     out.show(_plain(report), lambda console: _render(console, report))
     return EXIT_NO if report.tampered else EXIT_OK if report.complete else EXIT_ERROR
@@ -128,22 +130,25 @@ def _how(report: Report) -> Iterator[str]:
 
 
 @contextmanager
-def _bar(out: Output, used: Database) -> Iterator[Told]:
-    """Show how far it is, where somebody watches."""
+def _bar(out: Output, used: Database, places: int) -> Iterator[Told]:
+    """Show how far it is, where somebody watches; the log is compared with so many places of anchors."""
     if out.as_json or not sys.stderr.isatty():
         yield lambda _: None
         return
     with used.statement() as connection:
-        total = scrubs.transitions(connection)
+        total = max(span.transitions(connection) + logs.state(connection).size * places, 1)
     columns = (
         *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn()),
-        *(TextColumn("{task.fields[count]:,} transitions"), TimeElapsedColumn()),
+        *(TaskProgressColumn(), TextColumn("{task.fields[count]:,} transitions"), TimeElapsedColumn()),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("chains", total=max(total, 1) * 2, count=0)
+        task = bar.add_task("chains", total=total, count=0)
 
         def told(tally: Tally) -> None:
             name = "the log and its anchors" if tally.entries else "chains"
-            bar.update(task, completed=tally.transitions + tally.entries, description=name, count=tally.transitions)
+            done = tally.transitions + tally.entries
+            # At each hundredth, however fast that is; a page may be too little to draw anything for.
+            moved = done * 100 // total > bar.tasks[task].completed * 100 // total
+            bar.update(task, completed=done, description=name, count=tally.transitions, refresh=moved)
 
         yield told

@@ -14,6 +14,7 @@ from fault_workflows import Steps
 from fingerprint import fingerprint
 from private_servers import PrivatePostgres, folder
 
+
 @pytest.fixture
 def aegis(idle: Deployment) -> CommandLine:
     """The command line, on a deployment in which nothing runs."""

@@ -196,7 +196,7 @@ def test_what_is_put_over_anchors_in_a_bucket_hides_no_loss(
             if body["first"] + len(body["entries"]) > size:
                 client.delete_object(Bucket="vault", Key=found["Key"])
                 hidden.append(found["Key"])
-        assert 0 < len(hidden)
+        assert len(hidden) > 0
         assert client.list_objects_v2(Bucket="vault")["KeyCount"] > 0, "there are others, and they fit"
         client.close()
         said = aegis("verify", "--all", "--json")
