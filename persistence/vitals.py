@@ -10,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Select, Text, cast, func, select
 
 from ..core.recovery import Heartbeat, Policy
-from . import audit, database, guards, history, scrub, sql, sqlite, watch
+from . import audit, database, guards, history, log, scrub, sql, sqlite, watch
 from .guards import Guards
 from .models import SweepRow, TransitionRow, WorkflowRow
 from .repository import LONGEST_LEAVE
@@ -52,7 +52,7 @@ class Vitals:
     """About how many there are."""
     guards: Guards
     sealed: bool
-    """Whether the newest transition carries the code of a key."""
+    """Whether the newest transition carries the code of a key, if there is any."""
 
 
 def read(connection: Connection, default_queue: str, policy: Policy) -> Vitals:
@@ -100,7 +100,8 @@ def read(connection: Connection, default_queue: str, policy: Policy) -> Vitals:
         broken=tuple(broken),
         sampled=len(sample),
         scrub=scrub.state(connection),
-        transitions=scrub.transitions(connection),
+        # The statistics say nothing until the first ANALYZE; what has a place in the log is there for certain.
+        transitions=max(scrub.transitions(connection), log.state(connection).size),
         guards=guards.read(connection),
         sealed=_is_sealed(connection),
     )
@@ -123,7 +124,7 @@ def _misfits() -> Select[Any]:
 
 def _is_sealed(connection: Connection) -> bool:
     newest = select(TransitionRow.mac.is_not(None)).order_by(TransitionRow.xact.desc()).limit(1)
-    return bool(connection.execute(newest).scalar_one_or_none())
+    return connection.execute(newest).scalar_one_or_none() is not False
 
 
 def _sum(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -54,7 +54,11 @@ def _figures(connection: Connection, settings: Settings) -> Iterator[tuple[str, 
     yield "unsaved_seconds", "the longest that a handler has run without a checkpoint", found.unsaved.total_seconds()
     if found.swept_at is not None:
         yield "sweep_age_seconds", "time since the last recovery sweep", (found.now - found.swept_at).total_seconds()
-    yield "transitions", "transitions recorded, by the database's statistics", found.transitions
+    yield (
+        "transitions",
+        "transitions recorded, about: as many as have a place in the log, at the least",
+        found.transitions,
+    )
     yield "log_entries", "transitions that have a place in the log", state.size
     if (anchored := log.last_anchored(connection)) is not None:
         yield "anchored_entries", "entries of the log that the newest anchor is about", anchored.size
