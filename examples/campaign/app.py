@@ -35,7 +35,7 @@ def main() -> None:
         Start(
             Letter(campaign=campaign.id, customer=customer),
             id=f"{campaign.id}-{customer}",
-            delay=timedelta(seconds=2),
+            delay=timedelta(seconds=5),
             priority=9 if customer in REGULARS else 0,
             attributes={"campaign": campaign.id, "customer": customer},
         )
