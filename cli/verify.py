@@ -122,6 +122,10 @@ def _how(report: Report) -> Iterator[str]:
             f"  {witness.entries:,} entries of the log compared with {witness.place}, "
             f"whose newest anchor is of {witness.anchored_at}"
         )
+        if witness.stamped:
+            yield f"  {witness.stamped:,} timestamps there verified"
+        if witness.unchecked:
+            yield f"  {witness.unchecked:,} timestamps there not checked: AEGIS_TIMESTAMP_ROOTS names no certificates"
     if not report.witnesses and not report.problems:
         why = "there are none yet" if settings().anchor_places else "AEGIS_ANCHORS is none"
         yield f"  compared with no anchors: {why}"

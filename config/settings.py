@@ -91,6 +91,9 @@ class Settings(BaseModel):
     timestamp_url: Annotated[
         str, Field(description="an RFC 3161 time-stamping authority that is asked about each anchor: https://...")
     ] = ""
+    timestamp_roots: Annotated[
+        Path, Field(description="a file of PEM certificates, by which the authority's timestamps are verified")
+    ] = Path()
     scrub_within: Annotated[
         float, Field(ge=60, le=31_536_000, description="everything is verified in turn, once within so long")
     ] = 86400
@@ -144,7 +147,7 @@ class Settings(BaseModel):
     def _absolute(cls, value: Path) -> Path:
         return default_home() if value == Path() else value.expanduser().absolute()
 
-    @field_validator("keys", "trusted_keys", "backup_repository", mode="after")
+    @field_validator("keys", "trusted_keys", "timestamp_roots", "backup_repository", mode="after")
     @classmethod
     def _expanded(cls, value: Path) -> Path:
         return value if value == Path() else value.expanduser().absolute()

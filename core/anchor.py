@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Final, NamedTuple, Protocol, TypeGuard
+from typing import Final, NamedTuple, Protocol, TypeAlias, TypeGuard
 from urllib.parse import quote
 
 from .canonical import Json, canonical
@@ -109,6 +109,10 @@ def _is_text(found: Json) -> TypeGuard[str]:
         return bool(found.encode())
     except UnicodeEncodeError:
         return False
+
+
+Judge: TypeAlias = Callable[[str, str], str | None]
+"""What says what is wrong with a timestamp over a note, given in this order; None if nothing is."""
 
 
 class Sink(Protocol):

@@ -95,6 +95,10 @@ class Witness:
     """So many entries the newest of its anchors is about."""
     anchored_at: str | None
     """When that was signed."""
+    stamped: int = 0
+    """So many of its anchors have a timestamp that was verified."""
+    unchecked: int = 0
+    """And so many one that nothing here could verify."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ itself. What could not be looked at is said, and never taken for intact.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -15,7 +15,7 @@ from typing import Final
 
 from sqlalchemy import Connection, func, select
 
-from ..core.anchor import Entry, Replay, Sink, log_name
+from ..core.anchor import Anchor, Entry, Judge, Replay, Sink, log_name
 from ..core.chain import MacKey, timestamp
 from ..core.errors import NotANote, SinkUnavailable, WorkflowNotFound
 from ..core.finding import Code, Finding, Findings, Report, Witness, failures
@@ -46,6 +46,8 @@ class Sources:
     sinks: Sequence[Sink] = ()
     trusted: Sequence[VerifierKey] = ()
     anchor_interval: timedelta = timedelta(minutes=1)
+    judge: Judge | None = None
+    """What verifies the anchors' timestamps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,14 +186,18 @@ class Auditor:
         witnesses = []
         for sink, head in known.witnesses:
             replay = Replay(self._sources.trusted, log_name(known.evidence.deployment))
-            entries = replay.entries(sink.anchors())
+            stamps = _Stamps(self._sources.judge)
+            entries = replay.entries(stamps.seen(sink.anchors()))
             with _noted(known.problems):
                 for finding in witness.compare(self._database, entries, known.records, tally, progress):
                     found.add(finding)
             for index, problem in replay.problems:
                 found.add(_unsigned(sink, index, problem))
+            for index, problem in stamps.problems:
+                found.add(_badly_stamped(sink, index, problem))
             self._covered(sink, known, found)
-            witnesses.append(_witness(sink, replay.head or head, replay.size))
+            witness_ = _witness(sink, replay.head or head, replay.size)
+            witnesses.append(replace(witness_, stamped=stamps.verified, unchecked=stamps.unchecked))
         if not known.witnesses:
             found.extend(witness.compare(self._database, iter(()), known.records, tally, progress))
         return witnesses
@@ -270,6 +276,30 @@ class Auditor:
         return witnesses, problems
 
 
+class _Stamps:
+    """The timestamps of the anchors that come by."""
+
+    def __init__(self, judge: Judge | None) -> None:
+        self._judge = judge
+        self.verified = 0
+        self.unchecked = 0
+        self.problems: list[tuple[int, str]] = []
+        """Log index of an anchor, and what is wrong with its timestamp."""
+
+    def seen(self, anchors: Iterable[Anchor]) -> Iterator[Anchor]:
+        """Give each on, once its timestamp is looked at; one without is none the worse: the authority was away."""
+        for anchor in anchors:
+            if anchor.timestamp is None:
+                pass
+            elif self._judge is None:
+                self.unchecked += 1
+            elif (problem := self._judge(anchor.note, anchor.timestamp)) is not None:
+                self.problems.append((anchor.first, problem))
+            else:
+                self.verified += 1
+            yield anchor
+
+
 @contextmanager
 def _noted(problems: list[str]) -> Iterator[None]:
     """Note that a place of anchors broke off; what it was asked for could not be verified."""
@@ -301,6 +331,17 @@ def _unsigned(sink: Sink, index: int | None, problem: str) -> Finding:
         seq=None,
         code=Code.SIGNATURE_INVALID,
         expected=f"an anchor at {sink.name} that a trusted key signed, over the entries before it",
+        actual=problem,
+        log_index=index,
+    )
+
+
+def _badly_stamped(sink: Sink, index: int, problem: str) -> Finding:
+    return Finding(
+        workflow_id=None,
+        seq=None,
+        code=Code.SIGNATURE_INVALID,
+        expected=f"a timestamp of a trusted authority over the anchor at {sink.name}",
         actual=problem,
         log_index=index,
     )

@@ -26,7 +26,7 @@ from ..persistence import database as databases
 from ..persistence import log as logs
 from ..persistence import schema
 from ..persistence.database import Connection, Database
-from .timestamp import Stamp, stamp
+from .timestamp import Stamp, judge_by, stamp
 
 log = get_logger(__name__)
 
@@ -72,7 +72,7 @@ def notary(settings: Settings) -> Notary | None:
     if key is None:
         return None
     trusted = tuple(trusted_keys(settings.trusted)) if settings.trusted.exists() else ()
-    return Notary(key=key, trusted=trusted, stamp=stamp(settings.timestamp_url))
+    return Notary(key=key, trusted=trusted, stamp=stamp(settings.timestamp_url, judge_by(settings.timestamp_roots)))
 
 
 def anchor(

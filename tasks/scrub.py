@@ -13,6 +13,7 @@ from ..persistence import scrub as scrubs
 from ..persistence.auditor import Auditor, Sources
 from ..persistence.database import Database
 from .sinks import sinks
+from .timestamp import judge_by
 
 log = get_logger(__name__)
 
@@ -41,6 +42,7 @@ def sources(settings: Settings) -> Sources:
         sinks=sinks(settings),
         trusted=tuple(trusted_keys(settings.trusted)) if settings.trusted.exists() else (),
         anchor_interval=timedelta(seconds=settings.anchor_interval),
+        judge=judge_by(settings.timestamp_roots),
     )
 
 

@@ -235,7 +235,8 @@ def test_settings_is_the_table_of_all_settings_with_their_defaults() -> None:
         elif name in BELOW_HOME:
             assert default == BELOW_HOME[name], name
         else:
-            assert default == (f"`{field.default}`" if field.default else "-"), name
+            nothing = not field.default or field.default == Path()
+            assert default == ("-" if nothing else f"`{field.default}`"), name
 
 
 # What is worked out from other settings, as the page has it.

@@ -653,3 +653,6 @@ def test_what_is_not_installed_is_said_to_be(missing: str, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigurationError, match="is not installed; pip install 'aegis-workflows"):
         Bucket.at("s3://b/p").last() if missing == "boto3" else stamp("https://tsa.example")
+    if missing == "rfc3161_client":
+        with pytest.raises(ConfigurationError, match=r"AEGIS_TIMESTAMP_ROOTS=.* is not installed; pip install"):
+            timestamp_module.judge_by(Path(__file__))

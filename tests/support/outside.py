@@ -93,7 +93,7 @@ class Authority:
     def __init__(self, folder: Path, *, digests: str = "sha256, sha384, sha512") -> None:
         self._folder = folder
         root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-        self.root = _certificate("root", root_key, root_key, None)
+        self.root = _certificate(f"root of {folder.name}", root_key, root_key, None)
         self.certificate = _certificate("authority", key, root_key, self.root)
         self.root_file = folder / "root.pem"
         self.root_file.write_bytes(self.root.public_bytes(Encoding.PEM))

@@ -63,6 +63,7 @@ def test_an_empty_environment_gives_the_defaults_and_the_private_servers() -> No
         "anchor_interval": 60,
         "anchor_every": 1000,
         "timestamp_url": "",
+        "timestamp_roots": Path(),
         "scrub_within": 86400,
         "prune_keep": 0,
         "prune_after": 0,
