@@ -17,6 +17,7 @@ from .asynchronous import AsyncDatabase, spawn
 from .auditor import Sources
 from .database import Database
 from .durable import DurableWorkflowEngine
+from .lent import driver_of
 from .operations import Terms
 
 T = TypeVar("T")
@@ -89,7 +90,9 @@ def blocking_side(session: object) -> object:
         return found.sync_session
     if isinstance(found, AsyncConnection):
         return found.sync_connection
-    if isinstance(found, Session | scoped_session | Connection):
+    # Django's connection, and a bare one of a driver that blocks, would be used inside the loop itself.
+    blocks = isinstance(found, Session | scoped_session | Connection) or driver_of(found) is not None
+    if blocks or hasattr(found, "ensure_connection"):
         remedy = "hand over an AsyncSession or an AsyncConnection, or use the engine of aegis.sync"
         raise ForeignSession("it blocks, and this engine is awaited", remedy)
     return found

@@ -6,10 +6,13 @@ import asyncio
 import inspect
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import awaited as maker
+import psycopg
+import psycopg2
 import pytest
 from hearts import Hearts, app_for, black_hole
 from private_servers import TEMPLATE, PrivatePostgres
@@ -173,6 +176,17 @@ def test_a_workflow_starts_if_and_only_if_the_callers_transaction_commits(url: s
         return found
 
     assert asyncio.run(story()) == ["kept"]
+
+
+def test_a_bare_connection_that_blocks_is_refused_as_well(url: str) -> None:
+    async def story() -> list[str]:
+        async with aegis.DurableWorkflowEngine(url, app=app_for("memory://")) as engine:
+            for driver in (psycopg, psycopg2):
+                with closing(driver.connect(url)) as given, pytest.raises(ForeignSession, match="it blocks"):
+                    await engine.start(Once(), id="undone", session=given)
+            return [one.id for one in await engine.list()]
+
+    assert asyncio.run(story()) == []
 
 
 # --- what goes wrong ------------------------------------------------------------------------------

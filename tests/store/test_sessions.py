@@ -48,6 +48,7 @@ from aegis.core.errors import (
 from aegis.core.starting import Start
 from aegis.persistence.database import Database
 from aegis.persistence.durable import DurableWorkflowEngine
+from aegis.persistence.spawning import blocking_side
 from aegis.tasks.bench import Bench
 from aegis.tasks.transition import Ended, run_transition
 
@@ -470,6 +471,11 @@ def test_djangos_connection_says_itself_when_it_has_committed(
         raise ZeroDivisionError
     assert ring.take() == []
     assert count(database, "aegis_workflow") == 1
+
+
+def test_djangos_connection_is_none_for_the_engine_that_is_awaited(django: Any) -> None:
+    with transaction.atomic(using=django.alias), pytest.raises(ForeignSession, match=r"it blocks.*aegis\.sync"):
+        blocking_side(django)
 
 
 def test_djangos_connection_without_a_transaction_is_refused(engine: DurableWorkflowEngine, django: Any) -> None:
