@@ -98,9 +98,9 @@ class Deployment:
         node.ready()
         eventually(f"{node.name()} has a heartbeat", lambda: self.heartbeat_of(node) is not None)
 
-    def beat(self) -> CeleryTestNode:
+    def beat(self, app: str = "aegis.workers.app") -> CeleryTestNode:
         """Start a beat."""
-        argv = [sys.executable, "-m", "celery", "--quiet", "-A", "aegis.workers.app", "beat"]
+        argv = [sys.executable, "-m", "celery", "--quiet", "-A", app, "beat"]
         process = LocalProcess(f"beat{len(self._nodes)}", lambda: argv, self.folder, self.environment).start()
         node = CeleryTestNode(LocalWorkerContainer(process), app=self.app)
         self._nodes.append(node)
