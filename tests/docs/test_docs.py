@@ -263,6 +263,19 @@ def test_every_variable_that_is_named_is_a_setting(page: Path) -> None:
     assert {name for name in named if not name.startswith("AEGIS_TEST")} <= known | {"AEGIS_PASSWORD"}
 
 
+def test_the_readme_tells_how_the_published_vectors_are_run() -> None:
+    """With every folder that a test looks for, by its name."""
+    text = section(ROOT / "README.md", "Developing")
+    assert "AEGIS_TEST_VECTORS" in text
+    tests = (ROOT / "tests" / "unit" / "test_vectors.py").read_text()
+    kinds = re.findall(r'^        "((?:merkle|rfc8785|wycheproof)/[\w.]+)",$', tests, re.MULTILINE)
+    assert len(kinds) > 8
+    for kind in kinds:
+        folder, _, name = kind.partition("/")
+        (row,) = (cells for cells in rows(text) if cells[0] == f"`{folder}/`")
+        assert name in {one.rstrip("/") for one in quoted(row[1])}, kind
+
+
 def test_the_limits_of_settings_are_those_that_are_checked() -> None:
     for name, _, meaning in rows(section(REFERENCE / "settings.md", "Settings")):
         field = Settings.model_fields[quoted(name)[0].removeprefix("AEGIS_").lower()]
