@@ -915,7 +915,7 @@ def test_progress_is_saved_only_when_it_is_asked_for(
     script: Script,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(context_module, "_LOOKS_PER_INTERVAL", 1e12)  # look each time
+    monkeypatch.setattr(context_module, "LOOKS_PER_INTERVAL", 1e12)  # look each time
     numbers: list[int] = []
 
     def number() -> int:
@@ -962,7 +962,7 @@ def test_progress_asks_the_database_seldom(
 def test_progress_goes_on_without_the_database(
     engine: DurableWorkflowEngine, bench: Bench, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context_module, "_LOOKS_PER_INTERVAL", 1e12)
+    monkeypatch.setattr(context_module, "LOOKS_PER_INTERVAL", 1e12)
 
     def away(*_: object) -> None:
         raise DatabaseUnavailable("test", "gone")
@@ -985,7 +985,7 @@ def test_a_handler_that_lost_its_claim_hears_of_it_when_it_saves(
     monkeypatch: pytest.MonkeyPatch,
     save: str,
 ) -> None:
-    monkeypatch.setattr(context_module, "_LOOKS_PER_INTERVAL", 1e12)
+    monkeypatch.setattr(context_module, "LOOKS_PER_INTERVAL", 1e12)
     heard: list[type[BaseException]] = []
 
     def pack(_workflow: Parcel, ctx: Context) -> None:
