@@ -200,7 +200,9 @@ class Bucket:
             yield from sorted(found, key=itemgetter(0))  # which leaves those of one key in their order
             if not page.get("IsTruncated"):
                 return
-            options |= {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page["NextVersionIdMarker"]}
+            # Some stores name a version only where the page ended between two of a key.
+            options.pop("VersionIdMarker", None)
+            options |= {name: page[f"Next{name}"] for name in ("KeyMarker", "VersionIdMarker") if f"Next{name}" in page}
 
     def _versions(self, prefix: str, **options: Any) -> Any:
         return self._ask(lambda client: client.list_object_versions(Bucket=self.bucket, Prefix=prefix, **options))
