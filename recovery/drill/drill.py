@@ -143,10 +143,14 @@ class Drill:
             unless_broken(self.box)
             with suppress(DatabaseUnavailable):
                 sights = self._sights()
-                if all(sight.status == "completed" for sight in sights.values()):
+                if all(self._has_ended(sight) for sight in sights.values()):
                     break
             time.sleep(_LOOK_EVERY)
         scene.movement.look()
+
+    def _has_ended(self, sight: Sight) -> bool:
+        """Whether it goes no further; what waits for an event that is lost does not either."""
+        return sight.status == "completed" or (self.scenario.control and sight.status == "waiting")
 
     def _verify(
         self,
@@ -171,7 +175,8 @@ class Drill:
             first = rto = measure.stood_still(requests, moves, fault.at, self._rested)
         entries = Ledger(self.box.outside / "effects.jsonl").entries()
         checks = [*measure.of_the_counts(counted, self.scenario, self.declared, rpo)]
-        checks.append(measure.of_the_time(self.declared, rto, waited))
+        left = measure.left_behind(fault, moves, sights, since)
+        checks.append(measure.of_the_time(self.declared, rto, waited, left))
         checks += self._integrity(requests, entries, anchored, fault)
         if fault.anchored_at is not None:
             checks.append(measure.of_what_is_listed(counted, self._listed, fault.anchored_at))

@@ -21,6 +21,7 @@ from .workload import TRANSITIONS, Turn
 _BIN: Final = 0.25
 # What is lost and was acknowledged only after the fault was lost all the same.
 _LEAST: Final = 0.001
+_SHOWN: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class Count:
     ambiguous: int
     lost: Sequence[Request]
     doubled: int
-    unfinished: Sequence[str]
+    unfinished: Mapping[str, str]
+    """The workflows that did not end, and their status."""
 
 
 def count(requests: Sequence[Request], sights: Mapping[str, Sight], received: set[tuple[str, str]]) -> Count:
@@ -52,7 +54,7 @@ def count(requests: Sequence[Request], sights: Mapping[str, Sight], received: se
         ambiguous=_ambiguous(requests, sights),
         lost=lost,
         doubled=sum(max(0, sight.seq - TRANSITIONS[sight.type]) for sight in there),
-        unfinished=[sight.workflow_id for sight in there if sight.status != "completed"],
+        unfinished={sight.workflow_id: sight.status for sight in there if sight.status != "completed"},
     )
 
 
@@ -85,9 +87,21 @@ def work_lost(turns: Sequence[Turn], fault: Fault) -> float | None:
     return fault.at - max(kept, default=began)
 
 
+def left_behind(fault: Fault, moves: list[Move], sights: Mapping[str, Sight], since: float) -> dict[str, str]:
+    """Return those that were met and did not move again, and their status."""
+    met = _really_met(fault, moves)
+    gone = met.keys() - moved_at(moves, met, since).keys()
+    return {each: sights[each].status if each in sights else "gone" for each in sorted(gone)}
+
+
+def _really_met(fault: Fault, moves: list[Move]) -> Mapping[str, tuple[int, int]]:
+    """Return where those that were met were: what was seen of a primary that is lost with its commits does not count."""
+    return fault.met if fault.anchored_at is not None else still_met(moves, fault.met, fault.at)
+
+
 def recovered(fault: Fault, moves: list[Move], since: float) -> tuple[float | None, float | None]:
     """Return when the first and the last of those that were met moved again, after ``since``."""
-    met = still_met(moves, fault.met, fault.at)
+    met = _really_met(fault, moves)
     found = sorted(at - since for at in moved_at(moves, met, since).values())
     enough = len(met) if fault.enough is None else fault.enough
     last = found[enough - 1] if found and len(found) >= enough else None
@@ -167,7 +181,7 @@ def of_the_counts(counted: Count, scenario: Scenario, declared: Objective, rpo: 
     yield Check(
         name="completed",
         declared="all that was accepted",
-        measured="all" if not counted.unfinished else f"{len(counted.unfinished)} were not",
+        measured="all" if not counted.unfinished else _some("not completed", counted.unfinished),
         passed=not counted.unfinished,
     )
 
@@ -183,11 +197,19 @@ def of_what_is_listed(counted: Count, listed: set[str], anchored_at: float) -> C
     )
 
 
-def of_the_time(declared: Objective, rto: float | None, waited: float) -> Check:
-    """Judge how long it took."""
+def of_the_time(declared: Objective, rto: float | None, waited: float, left: Mapping[str, str]) -> Check:
+    """Judge how long it took; ``left`` are those that were waited for in vain."""
     return Check(
         name="RTO",
         declared=f"{declared.rto:g} s",
-        measured=f"not within {waited:.0f} s" if rto is None else f"{rto:.2f} s",
+        measured=_some(f"not within {waited:.0f} s", left) if rto is None else f"{rto:.2f} s",
         passed=rto is not None and rto <= declared.rto,
     )
+
+
+def _some(what: str, workflows: Mapping[str, str]) -> str:
+    """Say how many there are, and of the first of them how they are."""
+    if not workflows:
+        return what
+    named = ", ".join(f"{workflow_id} is {status}" for workflow_id, status in list(workflows.items())[:_SHOWN])
+    return f"{what}: {len(workflows)}, {named}{' ...' if len(workflows) > _SHOWN else ''}"

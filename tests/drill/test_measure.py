@@ -73,7 +73,7 @@ def test_more_transitions_than_there_are_were_recorded_twice() -> None:
 
 def test_what_did_not_complete_is_named() -> None:
     counted = measure.count([asked("a", 1), asked("b", 1)], sights(seen("a", 2, "failed"), seen("b")), set())
-    assert counted.unfinished == ["a"]
+    assert counted.unfinished == {"a": "failed"}
 
 
 def move(at: float, workflow_id: str, seq: int, claim: int) -> Move:
@@ -149,7 +149,7 @@ def test_the_verdict_fails_where_anything_is_off() -> None:
 
 
 def test_the_time_is_judged_against_what_is_declared() -> None:
-    assert measure.of_the_time(PROCESS, PROCESS.rto, 9).passed
-    assert not measure.of_the_time(PROCESS, PROCESS.rto + 0.01, 9).passed
-    never = measure.of_the_time(PROCESS, None, 20)
-    assert (never.passed, never.measured) == (False, "not within 20 s")
+    assert measure.of_the_time(PROCESS, PROCESS.rto, 9, {}).passed
+    assert not measure.of_the_time(PROCESS, PROCESS.rto + 0.01, 9, {}).passed
+    never = measure.of_the_time(PROCESS, None, 20, {"w": "pending"})
+    assert (never.passed, never.measured) == (False, "not within 20 s: 1, w is pending")

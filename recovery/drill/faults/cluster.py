@@ -59,6 +59,8 @@ def lose_the_leader_of_those_behind(scene: Scene) -> Fault:
     servers = _clustered(scene)
     name = _leader(scene)
     _set_synchronous(servers, "off")
+    scene.client.burst(WAITING)
+    under_way(scene, at_least=WAITING // 2)
     standbys = [node for node in servers.cluster.layout.nodes if node.name != name]
     receivers = [process for node in standbys for process in _receivers(node)]
     to_each(receivers, psutil.Process.suspend)
