@@ -95,7 +95,7 @@ def left_behind(fault: Fault, moves: list[Move], sights: Mapping[str, Sight], si
 
 
 def _really_met(fault: Fault, moves: list[Move]) -> Mapping[str, tuple[int, int]]:
-    """Return where those that were met were: what was seen of a primary that is lost with its commits does not count."""
+    """Return where those that were met were; what was seen of a primary that is lost with its commits is gone."""
     return fault.met if fault.anchored_at is not None else still_met(moves, fault.met, fault.at)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -61,6 +61,12 @@ class Movement:
         """Return where each workflow was last seen."""
         with self._lock:
             return dict(self._last)
+
+    def forget(self, workflows: Iterable[str]) -> None:
+        """Forget where these were seen: the database is one that never had that."""
+        with self._lock:
+            for workflow_id in workflows:
+                self._last.pop(workflow_id, None)
 
     def _run(self) -> None:
         while not self._ending.wait(_LOOK_EVERY):

@@ -74,6 +74,7 @@ def lose_the_leader_of_those_behind(scene: Scene) -> Fault:
     # What has reached a socket, and not the disk, is gone as well: as it is when a line is cut.
     to_each(receivers, psutil.Process.kill)
     _await_another(servers, name)
+    scene.movement.forget(met)
     return Fault(
         at=at,
         told=f"{name}, which led, killed {_BEHIND_FOR:g} s after its standbys fell behind, which nobody waited for",
