@@ -52,6 +52,9 @@ DEFAULTS: Final = (
     _objective("machine", "every process of a single instance", 0, 10, "from its start until 100 workflows moved"),
     _objective("disk", "room on the database's disk", 0, 10, "from the moment that there is room again"),
     _objective("tampering", "the truth of a row", 0, 5, "until the transition that was edited is named"),
+    _objective(
+        "database-disk", "the database's disk, with an archive that commits wait for", 0, 60, "a GB restored, verified"
+    ),
     _objective("database-node", "the database's host, with a standby", 0, 30, "until all that were under way moved"),
     _objective(
         "switch-over", "nothing: the lead is handed over", 0, 5, "the longest that nothing was acknowledged, or moved"

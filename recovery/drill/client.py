@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ...core.errors import AegisError
+from ...core.errors import AegisError, WorkflowNotFound
 from ...core.workflow import Workflow
 from ...persistence.durable import DurableWorkflowEngine
 from .ledger import EVENT, START, ClientLedger, Request
@@ -38,7 +38,7 @@ class _Job:
     due: float
     kind: str
     workflow_id: str
-    workflow: Workflow | None = None
+    workflow: Workflow
 
 
 class Client:
@@ -153,15 +153,15 @@ class Client:
         return None
 
     def _do(self, job: _Job) -> None:
-        asked_at, error, new = time.monotonic(), "", True
+        asked_at, error, new, gone = time.monotonic(), "", True, False
         try:
-            if job.workflow is not None:
+            if job.kind == START:
                 new = self._engine.start(job.workflow, id=job.workflow_id).new
             else:
                 self._engine.send(job.workflow_id, _DECIDES, "yes", key=_DECIDES)
         except AegisError as refused:
-            error = f"{type(refused).__name__}: {refused}"
-        key = "" if job.workflow is not None else _DECIDES
+            error, gone = f"{type(refused).__name__}: {refused}", isinstance(refused, WorkflowNotFound)
+        key = "" if job.kind == START else _DECIDES
         answered_at = time.monotonic()
         request = Request(
             kind=job.kind,
@@ -175,12 +175,12 @@ class Client:
         self._ledger.add(request)
         with self._lock:
             self._requests.append(request)
-        self._follow(job, failed=bool(error))
+        self._follow(job, failed=bool(error), gone=gone)
 
-    def _follow(self, job: _Job, *, failed: bool) -> None:
+    def _follow(self, job: _Job, *, failed: bool, gone: bool) -> None:
         later = time.monotonic() + (_AGAIN if failed else _THINKS)
+        # What is not there any more, although it was acknowledged, is asked for once more.
+        kind = START if gone or (failed and job.kind == START) else EVENT
         with self._lock:
-            if failed:
-                self._jobs.append(_Job(later, job.kind, job.workflow_id, job.workflow))
-            elif isinstance(job.workflow, DrillApproval):
-                self._jobs.append(_Job(later, EVENT, job.workflow_id))
+            if failed or (job.kind == START and isinstance(job.workflow, DrillApproval)):
+                self._jobs.append(_Job(later, kind, job.workflow_id, job.workflow))

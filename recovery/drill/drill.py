@@ -25,7 +25,7 @@ from .ledger import START, ClientLedger, Request
 from .movement import Move, Movement
 from .report import Check, Outcome, Ran
 from .sandbox import Sandbox, unless_broken
-from .scenario import FILE, WORKFLOW, Command, Scenario
+from .scenario import FILE, MOMENT, WORKFLOW, Command, Scenario
 from .scene import Fault, Scene
 from .workload import MAX_ATTEMPTS, turns
 
@@ -120,7 +120,7 @@ class Drill:
         """Type what the runbook says, and wait until what was met moves; return when it was healed, and the wait."""
         healed = time.monotonic() if self.scenario.from_healing else None
         for command in self.scenario.heal:
-            self._type(command, "heal", fault)
+            self._until(command, "heal", fault) if command.waits else self._type(command, "heal", fault)
         since = fault.at if healed is None else healed
         patience = self.terms.waits(self.declared)
         while fault.met and time.monotonic() - since < patience:
@@ -143,14 +143,10 @@ class Drill:
             unless_broken(self.box)
             with suppress(DatabaseUnavailable):
                 sights = self._sights()
-                if all(self._has_ended(sight) for sight in sights.values()):
+                if all(measure.has_ended(sight, fault) for sight in sights.values()):
                     break
             time.sleep(_LOOK_EVERY)
         scene.movement.look()
-
-    def _has_ended(self, sight: Sight) -> bool:
-        """Whether it goes no further; what waits for an event that is lost does not either."""
-        return sight.status == "completed" or (self.scenario.control and sight.status == "waiting")
 
     def _verify(
         self,
@@ -163,7 +159,7 @@ class Drill:
     ) -> Outcome:
         requests, moves, sights = ledger.requests(), scene.movement.moves(), self._sights()
         with self.box.database.statement() as connection:
-            counted = measure.count(requests, sights, observe.received(connection, self.prefix))
+            counted = measure.count(requests, sights, observe.received(connection, self.prefix), fault)
         rpo = measure.work_lost(turns(self.box.outside), fault) if self.scenario.loses_progress else None
         if not self.scenario.loses_progress:
             rpo = measure.loss(counted.lost, fault.at)
@@ -181,7 +177,7 @@ class Drill:
         if fault.anchored_at is not None:
             checks.append(measure.of_what_is_listed(counted, self._listed, fault.anchored_at))
         for command in self.scenario.over:
-            self._until_over(command, fault)
+            self._until(command, "over", fault)
         checks.append(self._commands())
         begun = max(fault.at - _BEFORE, requests[0].answered_at)
         return Outcome(
@@ -211,7 +207,8 @@ class Drill:
     ) -> Iterator[Check]:
         """Verify every chain, the whole log beside the anchors, and what must hold in every history."""
         rules = Rules(max_attempts=MAX_ATTEMPTS)
-        accepted = [_accepted(request) for request in requests if request.acknowledged and request.kind == START]
+        starts = [request for request in measure.promised(requests, fault) if request.kind == START]
+        accepted = [_accepted(request) for request in starts]
         violations = check(self.box.database, [*accepted, *entries], rules)
         yield Check(
             name="invariants",
@@ -259,7 +256,7 @@ class Drill:
 
     def _type(self, command: Command, stage: str, fault: Fault) -> None:
         """Run a command of the runbook as it stands there."""
-        places = {WORKFLOW: fault.victim, FILE: fault.victim}
+        places = {WORKFLOW: fault.victim, FILE: fault.victim, MOMENT: fault.moment}
         argv = [places.get(word, word) for word in command.argv]
         began = time.monotonic()
         status: int | None = None
@@ -287,13 +284,13 @@ class Drill:
             )
         )
 
-    def _until_over(self, command: Command, fault: Fault) -> None:
-        """Type a command until it says that it is over, as somebody would who waits for that."""
+    def _until(self, command: Command, stage: str, fault: Fault) -> None:
+        """Type a command until it ends as the page says, as somebody would who waits for that."""
         deadline = time.monotonic() + (_OVER_WITHIN if self.terms.patience is None else self.terms.patience)
-        self._type(command, "over", fault)
+        self._type(command, stage, fault)
         while not self._ran[-1].passed and time.monotonic() < deadline:
             self._ran.pop()
-            self._type(command, "over", fault)
+            self._type(command, stage, fault)
 
     def _sights(self) -> dict[str, Sight]:
         with self.box.database.statement() as connection:

@@ -37,13 +37,21 @@ class Count:
     """The workflows that did not end, and their status."""
 
 
-def count(requests: Sequence[Request], sights: Mapping[str, Sight], received: set[tuple[str, str]]) -> Count:
-    """Hold the client's ledger against the database."""
-    acknowledged = [request for request in requests if request.acknowledged]
+def count(
+    requests: Sequence[Request],
+    sights: Mapping[str, Sight],
+    received: set[tuple[str, str]],
+    fault: Fault | None = None,
+) -> Count:
+    """Hold the client's ledger against the database; what was given up on purpose was not promised."""
+    acknowledged = promised(requests, fault)
+    made = {request.workflow_id: request.answered_at for request in requests if request.kind == START and request.new}
     lost = [
         request
         for request in acknowledged
         if (request.kind == START and request.workflow_id not in sights)
+        # Somebody had to start it once more.
+        or (request.kind == START and request.answered_at < made.get(request.workflow_id, 0.0))
         or (request.kind == EVENT and (request.workflow_id, request.key) not in received)
     ]
     started = {request.workflow_id for request in acknowledged if request.kind == START}
@@ -54,8 +62,19 @@ def count(requests: Sequence[Request], sights: Mapping[str, Sight], received: se
         ambiguous=_ambiguous(requests, sights),
         lost=lost,
         doubled=sum(max(0, sight.seq - TRANSITIONS[sight.type]) for sight in there),
-        unfinished={sight.workflow_id: sight.status for sight in there if sight.status != "completed"},
+        unfinished={sight.workflow_id: sight.status for sight in there if not has_ended(sight, fault)},
     )
+
+
+def promised(requests: Sequence[Request], fault: Fault | None) -> list[Request]:
+    """Return what was acknowledged, without what somebody gave up on purpose by going back to before it was."""
+    since, until = (0.0, 0.0) if fault is None or fault.until is None else (fault.until, fault.at)
+    return [each for each in requests if each.acknowledged and not since < each.answered_at <= until]
+
+
+def has_ended(sight: Sight, fault: Fault | None) -> bool:
+    """Whether a workflow goes no further; what waits for an event that is lost does not either."""
+    return sight.status == "completed" or (fault is not None and fault.goes_back and sight.status == "waiting")
 
 
 def _ambiguous(requests: Iterable[Request], sights: Mapping[str, Sight]) -> int:
@@ -96,7 +115,7 @@ def left_behind(fault: Fault, moves: list[Move], sights: Mapping[str, Sight], si
 
 def _really_met(fault: Fault, moves: list[Move]) -> Mapping[str, tuple[int, int]]:
     """Return where those that were met were; what was seen of a primary that is lost with its commits is gone."""
-    return fault.met if fault.anchored_at is not None else still_met(moves, fault.met, fault.at)
+    return fault.met if fault.goes_back else still_met(moves, fault.met, fault.at)
 
 
 def recovered(fault: Fault, moves: list[Move], since: float) -> tuple[float | None, float | None]:

@@ -11,6 +11,8 @@ from .scene import Fault, Scene
 
 WORKFLOW: Final = "ID"
 """Stands in a command for the workflow that was met."""
+MOMENT: Final = "TIME"
+"""Stands in a command for the point in time to go back to."""
 FILE: Final = "FILE"
 """Stands in a command for the file that is in the way."""
 
@@ -27,6 +29,8 @@ class Command:
     expects: tuple[int, ...] = (0,)
     says: str = ""
     runs_on: bool = False
+    waits: bool = False
+    """It is typed again until it does, as somebody does who waits for what was started before."""
 
     def __str__(self) -> str:
         """Return the line that is typed."""

@@ -52,8 +52,17 @@ class Fault:
     undo: Callable[[], None] | None = None
     victim: str = ""
     """The workflow, or the file, that the runbook's commands name."""
+    moment: str = ""
+    """The point in time that the runbook's commands name."""
+    until: float | None = None
+    """What was acknowledged after this is given up on purpose: one goes back to then."""
     anchored_at: float | None = None
     """What was acknowledged before is anchored, and is lost nevertheless: `aegis reconcile` has to list it."""
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the database is one that never had some of what was seen."""
+        return self.until is not None or self.anchored_at is not None
 
 
 # --- where the workflows are ---------------------------------------------------------------------

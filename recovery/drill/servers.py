@@ -25,6 +25,7 @@ class Kind(StrEnum):
     """What a scenario needs."""
 
     SINGLE = "single"
+    ARCHIVED = "archived"
     SENTINELS = "sentinels"
     CLUSTER = "cluster"
 
@@ -64,6 +65,8 @@ def prepare(kind: Kind, settings: Settings) -> Servers:
         return Clustered.prepare(settings)
     if kind is Kind.SENTINELS:
         return Watched.prepare(settings)
+    if kind is Kind.ARCHIVED:
+        return Archived.prepare(settings)
     return Single(settings)
 
 
@@ -80,6 +83,22 @@ class Single:
 
     def make_whole(self, _supervisor: Supervisor) -> None:
         """Do nothing: they have nobody beside them."""
+
+
+@dataclass(frozen=True)
+class Archived(Single):
+    """The same, with an archive that commits wait for, and its repository on what stands for another disk."""
+
+    @classmethod
+    def prepare(cls, settings: Settings) -> Archived:
+        """Choose the place of the repository."""
+        repository = str(settings.home.with_name("repository"))
+        return cls(_told(settings, backup_repository=repository, backup_synchronous="1"))
+
+    def start(self, start: Start, supervisor: Supervisor) -> None:
+        """Start the archive before anything is written: commits wait for it."""
+        super().start(start, supervisor)
+        start(stack.archive(self.settings))
 
 
 @dataclass(frozen=True)

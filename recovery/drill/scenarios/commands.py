@@ -21,3 +21,8 @@ WORKER: Final = Command(
     argv=("aegis", "worker", "-c", "2"), why="another worker, unless your process manager started one", runs_on=True
 )
 PENDING: Final = Command(argv=("aegis", "list", "--status", "pending", "--limit", "5"), why="what waits to run")
+UP: Final = Command(
+    argv=("aegis", "up", "--workers", "2", "--concurrency", "2", "--no-flower"),
+    why="the servers, two workers and beat",
+    runs_on=True,
+)

@@ -10,7 +10,7 @@ from typing import Final
 from ..faults import broker, database, history, machine, workers
 from ..sandbox import Needs
 from ..scenario import FILE, WORKFLOW, Command, Scenario
-from .commands import FAILED, IS_INTACT, IS_WELL, LOOK, PENDING, QUARANTINE, WORKER
+from .commands import FAILED, IS_INTACT, IS_WELL, LOOK, PENDING, QUARANTINE, UP, WORKER
 
 
 def _needs_root() -> str:
@@ -139,13 +139,7 @@ SINGLE: Final = (
         injects="SIGKILL to every process at once, servers included, with more than a hundred workflows under way.",
         shows="Nothing answers.",
         check=(Command(argv=("aegis", "health"), why="everything is down", expects=(2,), says="AEGIS is down"),),
-        heal=(
-            Command(
-                argv=("aegis", "up", "--workers", "2", "--concurrency", "2", "--no-flower"),
-                why="the servers, two workers and beat",
-                runs_on=True,
-            ),
-        ),
+        heal=(UP,),
         expect="The servers are up within two or three seconds, and a hundred workflows move within ten, each from its"
         " last committed transition.",
         over=(FAILED, IS_WELL, IS_INTACT),
