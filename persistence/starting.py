@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from ..core.bell import Bell
 from ..core.chain import Link
-from ..core.errors import InvalidData, SingletonConflict, WorkflowPurged
+from ..core.errors import HistoryBroken, InvalidData, SingletonConflict, WorkflowPurged
 from ..core.starting import Conditions, Start
 from ..core.workflow import Workflow, snapshot, state_of
 from . import moves, sql
@@ -196,6 +196,7 @@ def write_first(session: Session, links: Sequence[Link]) -> None:
 
     Raises:
         WorkflowPurged: an id was used before.
+        HistoryBroken: an id has a history, and no row: somebody removed that.
 
     """
     # Asked here, where the ids are ours already: whoever purged one has committed, and no other can.
@@ -206,11 +207,17 @@ def write_first(session: Session, links: Sequence[Link]) -> None:
         .exists()
     )
     written = session.execute(
-        insert(TransitionRow).returning(TransitionRow.workflow_id, was_purged),
+        sql.upsert(TransitionRow).on_conflict_do_nothing().returning(TransitionRow.workflow_id, was_purged),
         [_transition_row(link) for link in links],
     )
-    for workflow_id, purged in written:
-        if purged:
+    purged = dict(written.tuples())
+    for workflow_id in (link.envelope.workflow_id for link in links):
+        if workflow_id not in purged:
+            problem = (
+                "its row is gone, and its history is there: see `aegis verify --all`, restore it, or use another id"
+            )
+            raise HistoryBroken(workflow_id, 0, problem)
+        if purged[workflow_id]:
             raise WorkflowPurged(workflow_id)
     session.execute(insert(CheckpointRow), [_checkpoint_row(link) for link in links])
     if payloads := list(_payload_rows(links)):

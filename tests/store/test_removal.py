@@ -49,6 +49,7 @@ from aegis.core.errors import (
 from aegis.core.finding import Code
 from aegis.core.names import SYSTEM, SYSTEM_TYPE
 from aegis.core.removal import removals_digest
+from aegis.core.starting import Start
 from aegis.persistence import history, log, removal, walk
 from aegis.persistence.database import Database
 from aegis.persistence.durable import DurableWorkflowEngine
@@ -1077,3 +1078,12 @@ def test_the_invariants_hold_for_what_was_removed_on_purpose(
 )
 def test_a_span_is_told_as_it_is_given(span: timedelta, shown: str) -> None:
     assert span_text(span) == shown
+
+
+def test_a_row_that_somebody_removed_does_not_begin_again_over_its_history(
+    engine: DurableWorkflowEngine, bench: Bench, database: Database
+) -> None:
+    sent(engine, bench)
+    sql(database, "DELETE FROM aegis_workflow WHERE id = 'p'")
+    with unchanged(database), pytest.raises(HistoryBroken, match="its row is gone, and its history is there"):
+        engine.start_many([Start(Letter(), id="q"), Start(Letter(), id="p")])

@@ -14,6 +14,9 @@ from ..servers import Kind
 from .commands import FAILED, IS_INTACT, IS_WELL, UP
 
 _ARCHIVED: Final = Needs(servers=Kind.ARCHIVED)
+_TAKE: Final = Command(
+    argv=("aegis", "backup", "take"), why="a new beginning: it is on another timeline", says="restored and verified"
+)
 _RECONCILE: Final = Command(
     argv=("aegis", "reconcile", "--accept", "--resume", "--reason", "drill"),
     why="what had gone on after that point runs again, with the same keys",
@@ -47,11 +50,10 @@ BACKUPS: Final = (
             UP,
         ),
         expect="The newest backup and all that was archived since come back, are verified beside the anchors, and put"
-        " in place: some seconds, and about a minute for each gigabyte. Where commits wait for the archive, nothing that"
-        " was acknowledged is missing; where not, the last fraction of a second may be.",
-        over=(FAILED, IS_WELL, IS_INTACT),
-        advice="With a server of your own: `aegis restore --to latest --into DIRECTORY`, and start it on that. Take a"
-        " backup afterwards: it is on a new timeline.",
+        " in place: some seconds, and about a minute for each gigabyte. Where commits wait for the archive, nothing"
+        " that was acknowledged is missing; where not, the last fraction of a second may be.",
+        over=(_TAKE, FAILED, IS_WELL, IS_INTACT),
+        advice="With a server of your own: `aegis restore --to latest --into DIRECTORY`, and start it on that.",
         from_healing=True,
         needs=_ARCHIVED,
         spends=True,
@@ -84,7 +86,7 @@ BACKUPS: Final = (
         expect="The database is as it was at that moment. What had gone on after it is paused until somebody says that"
         " it may go on; what was acknowledged after it is gone, and whoever asked for it may ask again, under the same"
         " id or key.",
-        over=(FAILED, IS_WELL, IS_INTACT),
+        over=(_TAKE, FAILED, IS_WELL, IS_INTACT),
         advice="Stop `aegis up`, or workers, beat and applications, before: what is written meanwhile is lost.",
         from_healing=True,
         needs=_ARCHIVED,
