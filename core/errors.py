@@ -121,7 +121,8 @@ class InvalidName(AegisError):
 
     def _message(self) -> str:
         shown = self.value if len(self.value) <= 60 else self.value[:57] + "..."  # noqa: PLR2004 - a line's worth
-        return f"{shown!r} is not a {self.what}: {self.rule}"
+        article = "an" if self.what[0] in "aeiou" else "a"
+        return f"{shown!r} is not {article} {self.what}: {self.rule}"
 
 
 class UnknownWorkflowType(AegisError):

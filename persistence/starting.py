@@ -210,7 +210,7 @@ def write_first(session: Session, links: Sequence[Link]) -> None:
         sql.upsert(TransitionRow).on_conflict_do_nothing().returning(TransitionRow.workflow_id, was_purged),
         [_transition_row(link) for link in links],
     )
-    purged = dict(written.tuples())
+    purged = {workflow_id: bool(was) for workflow_id, was in written}
     for workflow_id in (link.envelope.workflow_id for link in links):
         if workflow_id not in purged:
             problem = (

@@ -144,7 +144,7 @@ def test_an_event_for_what_has_ended_is_refused(aegis: CommandLine, idle: Deploy
         (("send", "over", "decide", '{"yes": "perhaps"}'), "/yes"),
         (("send", "over", "decide", "{}"), "/yes"),
         (("send", "over", "decide", '{"yes": false}', "--key", "k"), "already received an event under the key 'k'"),
-        (("send", "over", "decide", '{"yes": true}', "--key", "a b"), "'a b' is not a event key"),
+        (("send", "over", "decide", '{"yes": true}', "--key", "a b"), "'a b' is not an event key"),
     ):
         assert part in aegis(*arguments).complaint()
     assert contents(idle) == before
