@@ -57,6 +57,10 @@ class Client:
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
 
+    def beside(self, engine: DurableWorkflowEngine, name: str) -> Client:
+        """Return another client, that writes into the same ledger."""
+        return Client(engine, self._ledger, self._outside, f"{self._prefix}{name}", self._random)
+
     def requests(self) -> list[Request]:
         """Return what was asked so far, and answered."""
         with self._lock:

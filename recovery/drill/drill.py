@@ -81,7 +81,7 @@ class Drill:
             stack.callback(client.stop)
             movement = Movement(self.box.database, self.prefix)
             stack.callback(movement.stop)
-            scene = Scene(self.box, client, movement, self.prefix, self._random)
+            scene = Scene(self.box, client, movement, self.prefix, self._random, stack.callback)
             self._steady(scene)
             anchored = self.box.anchor()
             fault = self._inject(scene)

@@ -33,22 +33,20 @@ from ...persistence.durable import DurableWorkflowEngine
 from ...persistence.migrate import upgrade
 from ...persistence.operations import Terms
 from ...persistence.schema import deployment_name
-from ...servers import stack
 from ...servers.supervisor import Service, Supervisor
 from ...tasks.anchor import Policy, anchor, notary
 from ...tasks.broker import Broker
 from ...tasks.scrub import sources
 from ...tasks.sinks import sinks
 from ...workers.factory import make_app
-from .servers import Kind, Servers, prepare
+from .servers import Kind, Servers, prepared
 
 WORKLOAD: Final = "aegis.recovery.drill.workload"
-WORKERS: Final = ("worker-1", "worker-2")
 BEAT: Final = "beat"
 POSTGRESQL: Final = "postgresql"
 VALKEY: Final = "valkey"
-HANDLERS: Final = 2
 _TYPED: Final = "typed-"
+_WORKER: Final = "worker-"
 # What a sandbox has of the deployment that is rehearsed; of the rest - servers, keys, anchors, backups - nothing.
 _ALIKE: Final = (
     *("heartbeat_interval", "heartbeat_timeout", "sweep_interval", "ring_grace", "checkpoint_interval"),
@@ -110,11 +108,9 @@ class Sandbox:
         upgrade(self.database, deployment=self.settings.deployment)
         with self.database.statement() as connection:
             new_anchor_key(self.settings.key_folder, log_name(deployment_name(connection)))
-        logs = self.settings.places.logs
-        for number in range(1, len(WORKERS) + 1):
-            self.start(stack.worker(self.settings, logs, number, HANDLERS))
-        self.start(stack.beat(logs))
-        self.await_workers(len(WORKERS))
+        for service in self.servers.processes():
+            self.start(service)
+        self.await_workers()
         self._keeper.start()
 
     def start(self, service: Service) -> None:
@@ -137,15 +133,16 @@ class Sandbox:
             if name not in running and not name.startswith(_TYPED):
                 self.start_again(name)
         self.servers.make_whole(self.supervisor)
-        self.await_workers(len(WORKERS))
+        self.await_workers()
 
-    def await_workers(self, count: int) -> None:
-        """Wait until so many workers say that they live.
+    def await_workers(self) -> None:
+        """Wait until all workers say that they live.
 
         Raises:
             ServerUnavailable: they do not.
 
         """
+        count = sum(name.startswith(_WORKER) for name in self._services)
         deadline = time.monotonic() + _ALIVE_WITHIN
         while time.monotonic() < deadline:
             with self.database.statement() as connection:
@@ -178,8 +175,8 @@ class Sandbox:
 
     # --- what a drill does with it --------------------------------------------------------------
 
-    def anchor(self) -> int:
-        """Tell the outside how the log stands; return how long it is.
+    def anchor(self, database: Database | None = None) -> int:
+        """Tell the outside how the log stands, as a database has it; return how long it is.
 
         Raises:
             ServerUnavailable: it cannot be told.
@@ -189,18 +186,19 @@ class Sandbox:
         places, signer = sinks(self.settings), notary(self.settings)
         deadline = time.monotonic() + _ANCHORED_WITHIN
         # The sandbox's beat anchors, too: while it has the log, nobody else writes.
-        while not (done := anchor(self.database, places, signer, policy, now=True)).written:
+        while not (done := anchor(database or self.database, places, signer, policy, now=True)).written:
             if done.alarms or time.monotonic() > deadline:
                 problem = done.alarms[0] if done.alarms else f"its log was not to be had for {_ANCHORED_WITHIN:g} s"
                 raise ServerUnavailable("the sandbox", f"nothing was anchored: {problem}", "report this")
             time.sleep(_LOOK_EVERY)
         return max((last.end for sink in places if (last := sink.last()) is not None), default=0)
 
-    def engine(self) -> DurableWorkflowEngine:
-        """Return an engine for a client of this deployment."""
+    def engine(self, database: Database | None = None, app: Celery | None = None) -> DurableWorkflowEngine:
+        """Return an engine for a client of this deployment, who may have a way of its own to all of it."""
         grace = timedelta(seconds=self.settings.ring_grace)
         terms = Terms(actor="app:drill", grace=grace, max_bytes=self.settings.max_bytes)
-        return DurableWorkflowEngine(self.database, Broker(self.app).ring, terms, sources(self.settings))
+        ring = Broker(app or self.app).ring
+        return DurableWorkflowEngine(database or self.database, ring, terms, sources(self.settings))
 
     def family(self, name: str) -> list[psutil.Process]:
         """Return a service's process and its children, but not the one that writes a worker's heartbeat."""
@@ -263,8 +261,8 @@ def sandbox(given: Settings, tell: Tell, needs: Needs) -> Iterator[Sandbox]:
     root.chmod(0o755)
     settings = own(given, root / "home", needs.settings)
     try:
-        with _disk(settings.places.postgres, needs.disk):
-            made = Sandbox(root, prepare(needs.servers, settings), tell)
+        with _disk(settings.places.postgres, needs.disk), prepared(needs.servers, settings) as servers:
+            made = Sandbox(root, servers, tell)
             try:
                 made.bring_up()
                 yield made

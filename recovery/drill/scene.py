@@ -16,7 +16,8 @@ from ...persistence import observe
 from ...persistence.observe import Sight
 from .client import Client
 from .movement import Movement
-from .sandbox import WORKERS, Sandbox
+from .sandbox import Sandbox
+from .servers import WORKERS
 
 Place = tuple[int, int]
 
@@ -34,6 +35,8 @@ class Scene:
     movement: Movement
     prefix: str
     random: random.Random
+    at_end: Callable[[Callable[[], object]], object]
+    """Has something done at the end of the drill, however that comes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
-"""The servers that a sandbox stands on: one of each, a broker that Sentinels watch, or three database nodes."""
+"""The servers that a sandbox stands on: one of each, a broker that Sentinels watch, three nodes, or three regions."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -14,7 +15,12 @@ from ...servers import sentinel, stack
 from ...servers.sentinel import SentinelGroup
 from ...servers.supervisor import Service, Supervisor
 from ..cluster.cluster import Cluster
+from ..regions.regions import regions
+from .regional import Regional
 
+WORKERS: Final = ("worker-1", "worker-2")
+"""Those of a sandbox with one broker."""
+HANDLERS: Final = 2
 _WHOLE_WITHIN: Final = 60.0
 _LOOK_EVERY: Final = 0.1
 
@@ -28,6 +34,7 @@ class Kind(StrEnum):
     ARCHIVED = "archived"
     SENTINELS = "sentinels"
     CLUSTER = "cluster"
+    REGIONS = "regions"
 
 
 class Servers(Protocol):
@@ -45,6 +52,9 @@ class Servers(Protocol):
 
         """
 
+    def processes(self) -> Iterable[Service]:
+        """Return the workers and beat that work with them."""
+
     def make_whole(self, supervisor: Supervisor) -> None:
         """Wait until all is as it should be again, once everything runs.
 
@@ -54,13 +64,22 @@ class Servers(Protocol):
         """
 
 
-def prepare(kind: Kind, settings: Settings) -> Servers:
-    """Find the programs and write what the servers are told, below the settings' home.
+@contextmanager
+def prepared(kind: Kind, settings: Settings) -> Iterator[Servers]:
+    """Give servers below the settings' home: their programs found, and what they are told written.
 
     Raises:
         ServerUnavailable, ConfigurationError: they cannot be had here.
 
     """
+    if kind is Kind.REGIONS:
+        with regions(settings) as made:
+            yield Regional(made)
+    else:
+        yield _prepare(kind, settings)
+
+
+def _prepare(kind: Kind, settings: Settings) -> Servers:
     if kind is Kind.CLUSTER:
         return Clustered.prepare(settings)
     if kind is Kind.SENTINELS:
@@ -68,6 +87,13 @@ def prepare(kind: Kind, settings: Settings) -> Servers:
     if kind is Kind.ARCHIVED:
         return Archived.prepare(settings)
     return Single(settings)
+
+
+def _beside(settings: Settings) -> Iterator[Service]:
+    """Give two workers and beat, who share one broker."""
+    for number in range(1, len(WORKERS) + 1):
+        yield stack.worker(settings, settings.places.logs, number, HANDLERS)
+    yield stack.beat(settings.places.logs)
 
 
 @dataclass(frozen=True)
@@ -80,6 +106,10 @@ class Single:
         """Start them: each is ready when it answers."""
         for service in stack.servers(self.settings):
             start(service)
+
+    def processes(self) -> Iterator[Service]:
+        """Give two workers and beat."""
+        return _beside(self.settings)
 
     def make_whole(self, _supervisor: Supervisor) -> None:
         """Do nothing: they have nobody beside them."""
@@ -130,6 +160,10 @@ class Watched:
             start(self._service(node))
         self.make_whole(supervisor)
 
+    def processes(self) -> Iterator[Service]:
+        """Give two workers and beat."""
+        return _beside(self.settings)
+
     def make_whole(self, supervisor: Supervisor) -> None:
         """Wait until every Sentinel knows the others, and the replica follows the server of the moment."""
         _await(supervisor, self.group.is_complete, "the Sentinels do not know each other and the replica")
@@ -162,6 +196,10 @@ class Clustered:
         """Start them; a commit is on two nodes before it is acknowledged."""
         self.cluster.start(supervisor, run=start)
         start(self._broker)
+
+    def processes(self) -> Iterator[Service]:
+        """Give two workers and beat."""
+        return _beside(self.settings)
 
     def make_whole(self, supervisor: Supervisor) -> None:
         """Wait until one node leads and the others have what was acknowledged."""

@@ -97,6 +97,24 @@ def test_a_region_without_the_primary_is_cut_off_and_the_others_go_on(whole: Sit
     assert_nothing_lost(whole, clients, "aside")
 
 
+def test_one_line_is_cut_between_the_primary_and_another_region_and_nobody_takes_over(whole: Site) -> None:
+    """Each of the two still reaches the third: no majority has lost the primary, and one standby is enough."""
+    leads = whole.leader()
+    far, third = (name for name in NAMES if name != leads)
+    with whole.clients("line") as clients:
+        whole.regions.network.cut(leads, far)
+        cut = time.monotonic()
+        time.sleep(12)
+        assert clients[leads].since(cut + 10)
+        assert clients[third].since(cut + 10)
+        assert clients[far].since(cut + JUST_NOW) == []
+        assert whole.leader() == leads
+        whole.regions.network.mend(leads, far)
+        clients[far].served()
+    whole.await_whole()
+    assert_nothing_lost(whole, clients, "line")
+
+
 def test_without_a_synchronous_standby_the_same_cut_loses_what_was_acknowledged(whole: Site) -> None:
     """The negative control: what the others do not lose, they would have been seen to lose."""
     before = whole.leader()

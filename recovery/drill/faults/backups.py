@@ -11,8 +11,8 @@ import psutil
 
 from ....core.errors import DrillNotRun
 from ....persistence.database import now
-from ..sandbox import WORKERS
 from ..scene import WAITING, Fault, Place, Scene, count, sights, to_each, under_way
+from ..servers import WORKERS
 from .machine import end_everything
 
 # How far the moment to go back to is before the mistake (seconds).

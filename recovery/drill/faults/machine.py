@@ -8,8 +8,8 @@ from typing import Final
 import psutil
 
 from ....core.errors import DrillNotRun
-from ..sandbox import WORKERS
 from ..scene import WAITING, Fault, Scene, to_each, under_way
+from ..servers import WORKERS
 
 # So many workflows are to move again after the whole machine was lost.
 WHOLE: Final = 100

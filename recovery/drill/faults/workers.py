@@ -9,8 +9,8 @@ from typing import Final
 import psutil
 
 from ....core.errors import DrillNotRun
-from ..sandbox import WORKERS
 from ..scene import Fault, Place, Scene, count, sights, suspended, to_each
+from ..servers import WORKERS
 
 _MOST_TRIES: Final = 400
 

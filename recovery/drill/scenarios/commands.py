@@ -26,3 +26,20 @@ UP: Final = Command(
     why="the servers, two workers and beat",
     runs_on=True,
 )
+STATUS: Final = Command(
+    argv=("aegis", "cluster", "status"), why="who leads, and who follows", expects=(0, 1), says="the cluster is "
+)
+IS_WHOLE: Final = Command(
+    argv=("aegis", "cluster", "status"), why="every standby has what was acknowledged", says="a lost node loses nothing"
+)
+ANCHORS_KNOW_MORE: Final = Command(
+    argv=("aegis", "verify", "--all"), why="the anchors know more", expects=(1,), says="TAMPERED WITH"
+)
+WHAT_IS_LOST: Final = Command(
+    argv=("aegis", "reconcile", "--json"), why="exactly what was anchored and is gone", expects=(1,), says='"lost"'
+)
+ACCEPT_THE_LOSS: Final = Command(
+    argv=("aegis", "reconcile", "--accept", "--resume", "--reason", "drill"),
+    why="once it is known what that meant outside",
+    says="accepted: record ",
+)

@@ -12,18 +12,23 @@ from ..faults import broker, cluster
 from ..sandbox import Needs
 from ..scenario import Command, Scenario
 from ..servers import Kind
-from .commands import FAILED, IS_INTACT, IS_WELL, LOOK
+from .commands import (
+    ACCEPT_THE_LOSS,
+    ANCHORS_KNOW_MORE,
+    FAILED,
+    IS_INTACT,
+    IS_WELL,
+    IS_WHOLE,
+    LOOK,
+    STATUS,
+    WHAT_IS_LOST,
+)
 
-_STATUS: Final = Command(
-    argv=("aegis", "cluster", "status"), why="who leads, and who follows", expects=(0, 1), says="the cluster is "
-)
-_IS_WHOLE: Final = Command(
-    argv=("aegis", "cluster", "status"), why="every standby has what was acknowledged", says="a lost node loses nothing"
-)
 _CLUSTER: Final = Needs(servers=Kind.CLUSTER)
 
 
-def _needs_cluster() -> str:
+def needs_cluster() -> str:
+    """Return why there can be no cluster here; empty if there can."""
     if importlib.util.find_spec("patroni") is None:
         return "Patroni is not installed: pip install 'aegis-workflows[cluster]'"
     try:
@@ -60,17 +65,17 @@ STANDBY: Final = (
         " away until all is done. Synchronous, three nodes.",
         shows="`nodes` in `aegis health` has one that does not answer; until a standby leads, `database` is down, and"
         " `start` and `send` raise `DatabaseUnavailable`.",
-        check=(LOOK, _STATUS),
+        check=(LOOK, STATUS),
         heal=(),
         expect="A standby that has everything acknowledged leads once the lead of the lost one has run out: Patroni's"
         " `ttl`, 20 s, counts from its last sign of life. Engines, workers and beat find it by themselves; none is to"
         " be restarted. A request that was answered with an error may have been carried out: the same id, or key, may"
         " be used again.",
-        over=(_IS_WHOLE, FAILED, IS_WELL, IS_INTACT),
+        over=(IS_WHOLE, FAILED, IS_WELL, IS_INTACT),
         advice="Bring the lost node back, or another in its place: until then one more loss stops all writes."
         " `aegis cluster up` starts it again by itself; it is rewound where it has to be, and follows.",
         needs=_CLUSTER,
-        skipped=_needs_cluster,
+        skipped=needs_cluster,
     ),
     Scenario(
         name="switch-over",
@@ -79,7 +84,7 @@ STANDBY: Final = (
         fault=cluster.before_a_switch_over,
         injects="Nothing is broken: the lead is handed over under load, as before an upgrade of the primary's machine.",
         shows="It does not: somebody wants to stop the machine of the primary.",
-        check=(_IS_WHOLE,),
+        check=(IS_WHOLE,),
         heal=(
             Command(
                 argv=("aegis", "cluster", "switchover"),
@@ -89,11 +94,11 @@ STANDBY: Final = (
         ),
         expect="Two to four seconds in which `start` and `send` wait or raise `DatabaseUnavailable`; then the standby"
         " leads, and the old primary follows. Handlers that were running commit what they did.",
-        over=(_IS_WHOLE, FAILED, IS_WELL, IS_INTACT),
+        over=(IS_WHOLE, FAILED, IS_WELL, IS_INTACT),
         advice="With Patroni of your own: `patronictl switchover`.",
         planned=True,
         needs=_CLUSTER,
-        skipped=_needs_cluster,
+        skipped=needs_cluster,
     ),
 )
 
@@ -108,22 +113,8 @@ CONTROLS: Final = (
         " was lost: a drill that passes here is blind.",
         shows="`chains` or `anchors` in `aegis health`, and beat's log, say that committed transitions were lost;"
         " nothing is anchored any more. Before, `replication` warned that a lost primary loses what is on its way.",
-        check=(
-            Command(argv=("aegis", "verify", "--all"), why="the anchors know more", expects=(1,), says="TAMPERED WITH"),
-            Command(
-                argv=("aegis", "reconcile", "--json"),
-                why="exactly what was anchored and is gone",
-                expects=(1,),
-                says='"lost"',
-            ),
-        ),
-        heal=(
-            Command(
-                argv=("aegis", "reconcile", "--accept", "--resume", "--reason", "drill"),
-                why="once it is known what that meant outside",
-                says="accepted: record ",
-            ),
-        ),
+        check=(ANCHORS_KNOW_MORE, WHAT_IS_LOST),
+        heal=(ACCEPT_THE_LOSS,),
         expect="What is gone is listed, workflow by workflow. Those of which something is left go on from there, with"
         " the same idempotency keys; those that are gone may be started again by whoever did. From the record on,"
         " verification tells what is gone and why, and alarms about anything else.",
@@ -132,6 +123,6 @@ CONTROLS: Final = (
         control=True,
         needs=_CLUSTER,
         spends=True,
-        skipped=_needs_cluster,
+        skipped=needs_cluster,
     ),
 )

@@ -1,0 +1,161 @@
+"""Three regions: the one with the primary is cut off, or lost; with a client in it, and one outside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from ....core.errors import DatabaseUnavailable, DrillNotRun
+from ....persistence.database import Database
+from ....workers.factory import make_app
+from ...cluster import patroni
+from ..client import Client
+from ..regional import Regional
+from ..scene import WAITING, Fault, Place, Scene, count, sights, under_way
+
+# What the client inside asks for (workflows a second), and for how long before it is met.
+_INSIDE: Final = 4.0
+_BEFORE: Final = 3.0
+_WITHIN: Final = 90.0
+# So long a primary that was cut off, and waits for nobody, goes on at least; then what it has is anchored.
+_ALONE: Final = 5.0
+_LOOK_EVERY: Final = 0.1
+
+
+def lose_the_region(scene: Scene) -> Fault:
+    """Kill every process of the region with the primary, after its lines."""
+    regional = _regional(scene)
+
+    def lose(name: str) -> None:
+        with scene.box.hands_off:
+            regional.regions.kill(name, scene.box.supervisor)
+
+    return _meet(scene, regional, lose, "lost, with all of its processes,")
+
+
+def cut_the_region(scene: Scene) -> Fault:
+    """Cut the region with the primary off; all of its processes go on."""
+    regional = _regional(scene)
+    return _meet(scene, regional, regional.regions.cut, "cut off")
+
+
+def cut_where_nobody_waits(scene: Scene) -> Fault:
+    """Have commits wait for nobody, and cut the region off: what it acknowledges alone is lost when it is back."""
+    regional = _regional(scene)
+    _wait_for_nobody(scene, regional)
+    name, inside = _leader(regional), _client_inside(scene, regional)
+    before = _have_under_way(scene)
+    at = time.monotonic()
+    regional.regions.cut(name)
+    time.sleep(_ALONE)
+    anchored_at = time.monotonic()
+    _anchor_inside(scene, regional, name)
+    _await(lambda: regional.regions.leader() not in {None, name}, "no other region took over")
+    alone = [request for request in inside.requests() if request.acknowledged and request.answered_at > at]
+    return Fault(
+        at=at,
+        told=f"{name}, which led, cut off; it acknowledged {len(alone)} requests alone",
+        met=_left_of(scene, before),
+        undo=lambda: _heal(scene, regional, name, inside),
+        anchored_at=anchored_at,
+    )
+
+
+# --- the parts ------------------------------------------------------------------------------------
+
+
+def _meet(scene: Scene, regional: Regional, act: Callable[[str], None], how: str) -> Fault:
+    name, inside = _leader(regional), _client_inside(scene, regional)
+    met = _have_under_way(scene)
+    at = time.monotonic()
+    act(name)
+    return Fault(
+        at=at,
+        told=f"{name}, which led, {how} with {count(met)} under way",
+        met=met,
+        undo=lambda: _heal(scene, regional, name, inside),
+    )
+
+
+def _have_under_way(scene: Scene) -> dict[str, Place]:
+    scene.client.burst(WAITING)
+    return under_way(scene, at_least=WAITING // 2)
+
+
+def _left_of(scene: Scene, before: dict[str, Place]) -> dict[str, Place]:
+    """Return where those are that the new primary has: what is lost altogether never moves again."""
+    deadline = time.monotonic() + _WITHIN
+    while True:
+        try:
+            there = {sight.workflow_id: sight.place for sight in sights(scene)}
+        except DatabaseUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_EVERY)
+        else:
+            return {each: min(place, there[each]) for each, place in before.items() if each in there}
+
+
+def _client_inside(scene: Scene, regional: Regional) -> Client:
+    """Have a client in the region with the primary: the one who would be told what the others never hear of."""
+    region = regional.regions.all[_leader(regional)]
+    database = Database(region.settings.database, pool_size=4)
+    scene.at_end(database.close)
+    client = scene.client.beside(scene.box.engine(database, make_app(region.settings)), "inside-")
+    scene.at_end(client.stop)
+    with regional.regions.network.inside(region.name):
+        client.run(_INSIDE)  # its threads are there from now on
+    time.sleep(_BEFORE)
+    if not any(request.acknowledged for request in client.requests()):
+        raise DrillNotRun("the region", "the client in it was never served", "look at the load of the machine")
+    return client
+
+
+def _anchor_inside(scene: Scene, regional: Regional, name: str) -> None:
+    """Write an anchor over what only the region that is cut off has: somebody outside saw it."""
+    with regional.regions.network.inside(name):
+        database = Database(regional.regions.all[name].settings.database, pool_size=1)
+        try:
+            scene.box.anchor(database)
+        finally:
+            database.close()
+
+
+def _heal(scene: Scene, regional: Regional, name: str, inside: Client) -> None:
+    """Have the region back, with everything in it, and its client served."""
+    regional.regions.heal(name, scene.box.supervisor)
+    inside.rest(_WITHIN)
+
+
+def _leader(regional: Regional) -> str:
+    name = regional.regions.leader()
+    if name is None:
+        raise DrillNotRun("the regions", "none of them leads", "look at the load of the machine")
+    return name
+
+
+def _regional(scene: Scene) -> Regional:
+    if not isinstance(scene.box.servers, Regional):
+        raise DrillNotRun("the regions", "the sandbox has none", "report this")
+    return scene.box.servers
+
+
+def _wait_for_nobody(scene: Scene, regional: Regional) -> None:
+    change = {"synchronous_mode": "off", "synchronous_mode_strict": False}
+    patroni.change(regional.regions.cluster.layout, change)
+
+    def does_not_wait() -> bool:
+        # What Patroni knows, PostgreSQL does somewhat later.
+        with scene.box.database.statement() as connection:
+            return not connection.exec_driver_sql("SHOW synchronous_standby_names").scalar_one()
+
+    _await(does_not_wait, "commits still wait for another region")
+
+
+def _await(holds: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + _WITHIN
+    while not holds():
+        if time.monotonic() > deadline:
+            raise DrillNotRun("the regions", otherwise, "look at the load of the machine")
+        time.sleep(_LOOK_EVERY)
