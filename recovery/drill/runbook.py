@@ -10,17 +10,21 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from .gaps import GAPS
 from .scenario import Command, Scenario
-from .scenarios import SCENARIOS
+from .scenarios import BY_NAME, SCENARIOS
 
 _HEAD: Final = """\
-One section for each loss on a single instance: how it shows, what to check, what to type, what to expect, and how to
+One section for each loss: how it shows, what to check, what to type, what to expect, and how to
 know that it is over. Every command on this page is typed by the [drill](how-to/drill.md) of its section, and has to
 end as the page says; the page is made from the same table. The times are those of the
 [objectives](reference/objectives.md); the [reports](drills/README.md) of drills have what was seen.
 
 First of all: **nothing that was acknowledged is lost by waiting**. Workflows, events and timers stand in PostgreSQL.
 Do not wipe, do not delete, do not start everything anew at once.
+"""
+_GAPS: Final = """\
+The first assessment of AEGIS listed these limitations, and estimated its RPO and RTO. Each of them has a drill now.
 """
 _WIDTH: Final = 150
 
@@ -29,7 +33,25 @@ def runbook() -> str:
     """Return the page."""
     lines = ["# Runbook", "", *(line for text in _HEAD.split("\n\n") for line in _paragraph(text))]
     lines += [line for scenario in SCENARIOS for line in _section(scenario)]
+    lines += _gaps()
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _gaps() -> Iterator[str]:
+    yield "## What was missing once"
+    yield ""
+    yield from _paragraph(_GAPS)
+    yield "| it said | what covers it now | proved by the drill of | what is left open |"
+    yield "|---|---|---|---|"
+    for gap in GAPS:
+        drills = ", ".join(f"[`{name}`](#{_anchor(BY_NAME[name].title)})" for name in gap.drills)
+        yield f"| {gap.limitation} | {gap.covered} | {drills} | {gap.left or 'nothing that is known'} |"
+    yield ""
+
+
+def _anchor(title: str) -> str:
+    """Return the name by which a page leads to one of its headings."""
+    return "".join(letter for letter in title.lower().replace(" ", "-") if letter.isalnum() or letter == "-")
 
 
 def _section(scenario: Scenario) -> Iterator[str]:
