@@ -39,7 +39,8 @@ from aegis.persistence.database import Database
 from aegis.persistence.durable import DurableWorkflowEngine
 from aegis.persistence.operations import Terms
 from aegis.recovery.backup.prove import database_name
-from aegis.recovery.backup.take import programs, take
+from aegis.recovery.backup.source import repository
+from aegis.recovery.backup.take import take
 from aegis.recovery.copy import copied
 from aegis.recovery.restore.restore import restore
 from servers import Servers, servers
@@ -164,7 +165,7 @@ def lose(running: Servers, settings: Settings, clients: int) -> None:
     began = time.monotonic()
     done = restore(waited_for, "latest", running.folder / "restored")
     took = time.monotonic() - began
-    with copied(running.folder / "restored", programs(settings), running.folder / "restored.log") as copy:
+    with copied(running.folder / "restored", repository(settings).programs, running.folder / "restored.log") as copy:
         copy.start(user="aegis", durable=True)
         database = Database(copy.url("aegis", database_name(settings)), pool_size=1)
         with database.statement() as connection:

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from ..config.settings import settings
-from ..recovery.backup.barman import Base
+from ..recovery.backup.adapter import Base
 from ..recovery.backup.dump import dump
 from ..recovery.backup.ledger import Proof
 from ..recovery.backup.take import catalogue, take, verify
@@ -32,9 +32,10 @@ class _TakeByDefault(click.Group):
 
 @click.group("backup", cls=_TakeByDefault)
 def backup_command() -> None:
-    """Backups of the database, by Barman, and the archive of its WAL.
+    """Backups of the database, by Barman or pgBackRest (AEGIS_BACKUP_WITH), and the archive of its WAL.
 
-    `aegis backup` alone is `aegis backup take`. They are in the folder that AEGIS_BACKUP_REPOSITORY names. A
+    `aegis backup` alone is `aegis backup take`. They are in the folder that AEGIS_BACKUP_REPOSITORY names, or in
+    AEGIS_BACKUP_BUCKET. A
     backup counts once it was restored onto a scratch server, and every chain in it was verified there.
     """
 
@@ -84,7 +85,7 @@ def archive_command() -> None:
     """Archive what the database writes, as it is written, until Ctrl-C.
 
     One can go back to any moment that is archived. `aegis up` runs this where AEGIS_BACKUP_INTERVAL or
-    AEGIS_BACKUP_SYNCHRONOUS is set.
+    AEGIS_BACKUP_SYNCHRONOUS is set. Not with pgBackRest, to which the server hands its WAL by itself.
     """
     # This very process: signals and the pid stay what a process manager knows.
     os.execv(sys.executable, [sys.executable, "-m", "aegis.recovery.backup.archive"])  # noqa: S606

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from ..config import keys
-from ..config.keys import ANCHOR, KINDS, KeyFile
+from ..config.keys import ANCHOR, BACKUP, KINDS, KeyFile
 from ..config.settings import Settings, settings
 from ..core.anchor import log_name
 from ..core.errors import ConfigurationError
@@ -28,11 +28,12 @@ _name = click.option("--name", help="Of an anchor key: who signs; the deployment
 
 @click.group("keys")
 def keys_command() -> None:
-    """The keys that sign anchors, and those that authenticate transitions.
+    """The keys that sign anchors, that authenticate transitions, and that open encrypted backups.
 
     They are files in the folder that AEGIS_KEYS names. `anchor-*.key` signs anchors, and has to be where beat
     runs; its public half, `anchor-*.vkey`, is for everybody who verifies. `mac-*.key` is one secret for all
-    processes that write transitions, and for those that verify them.
+    processes that write transitions, and for those that verify them. `backup-*.key` has to be where backups are
+    taken, and a copy of it where neither the database nor the backups are.
     """
 
 
@@ -42,7 +43,7 @@ def keys_command() -> None:
 @_grace
 @json_option
 def new(out: Output, kind: str, name: str | None, grace: float) -> None:
-    """Make the first key of a KIND: anchor or mac."""
+    """Make the first key of a KIND: anchor, mac or backup."""
     configured = settings()
     if _of(configured, kind):
         remedy = f"`aegis keys rotate {kind}` makes the next one"
@@ -61,6 +62,9 @@ def rotate(out: Output, kind: str, name: str | None, grace: float) -> None:
     if not _of(configured, kind):
         remedy = f"`aegis keys new {kind}` makes the first one"
         raise ConfigurationError(f"AEGIS_KEYS={configured.key_folder}", f"there is no key for {kind} yet", remedy)
+    if kind == BACKUP:
+        remedy = "begin another repository with another key: other folders in AEGIS_KEYS and AEGIS_BACKUP_REPOSITORY"
+        raise ConfigurationError("a key for backup", "what it has encrypted is opened by no other", remedy)
     _tell(out, _make(configured, kind, name, grace))
 
 
@@ -82,13 +86,19 @@ def list_(out: Output) -> None:
                 file.id,
                 moment(file.created_at),
                 "active" if active[file.kind] == file.id else "verifies",
-                file.public or f"every transition has a code from {moment(file.required_from)} on",
+                file.public or _what_for(file),
             )
             for file in found
         ]
         console.print(table(("kind", "id", "made", "", ""), rows))
 
     out.show({"folder": configured.key_folder, "keys": [_plain(file, active) for file in found]}, render)
+
+
+def _what_for(file: KeyFile) -> str:
+    if file.required_from is None:
+        return "opens the backups"
+    return f"every transition has a code from {moment(file.required_from)} on"
 
 
 def _of(configured: Settings, kind: str) -> list[KeyFile]:
@@ -98,6 +108,8 @@ def _of(configured: Settings, kind: str) -> list[KeyFile]:
 def _make(configured: Settings, kind: str, name: str | None, grace: float) -> KeyFile:
     if kind == ANCHOR:
         return keys.new_anchor_key(configured.key_folder, name or log_name(_deployment(configured)))
+    if kind == BACKUP:
+        return keys.new_backup_key(configured.key_folder)
     return keys.new_mac_key(configured.key_folder, grace=timedelta(seconds=grace))
 
 
@@ -119,6 +131,8 @@ def _tell(out: Output, made: KeyFile) -> None:
             left = round((made.required_from - datetime.now(UTC)).total_seconds())
             console.print("the same file has to be where workers, beat and applications run; restart them all")
             console.print(f"within {left} s: from then on a transition without a code counts as tampered with")
+        else:
+            console.print("and keep a copy of it elsewhere: without it, no encrypted backup can be restored")
 
     out.show(_plain(made, {made.kind: made.id}), render)
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from ..config.keys import new_anchor_key, signing_key
 from ..config.settings import Settings, safe_url, settings
 from ..core.anchor import log_name
+from ..core.errors import AegisError
 from ..core.workflow import registry
 from ..persistence import watch
 from ..persistence.database import Database
@@ -103,6 +104,8 @@ def bring_up(
 
     for service in stack.servers(configured):
         supervisor.start(service)
+    if configured.backup_with == "pgbackrest":
+        _have_an_archive(configured, supervisor.tell)
     if configured.archives:
         # Before anything is written: commits may have to wait for it.
         supervisor.start(stack.archive(configured))
@@ -120,6 +123,19 @@ def bring_up(
     _await_workers(configured, supervisor, database, monitor)
     database.close()
     return monitor
+
+
+def _have_an_archive(configured: Settings, tell: Callable[[str, str], None]) -> None:
+    """See to it that there is a repository that the server can hand its WAL to: until then it keeps all of it.
+
+    What goes wrong is said, and does not stop anything: workflows run, and `aegis health` gives the alarm.
+    """
+    from ..recovery.backup.source import source  # noqa: PLC0415 - only where it is asked for
+
+    try:
+        source(configured).adapter.begin()
+    except AegisError as error:
+        tell("archive", f"is not there: {error}")
 
 
 def have_a_key(configured: Settings, database: Database) -> None:

@@ -65,6 +65,11 @@ class Home:
         return self.root / "scratch"
 
     @property
+    def pgbackrest(self) -> Path:
+        """What pgBackRest needs here: its configuration, with what opens the repository, its locks and its log."""
+        return self.root / "pgbackrest"
+
+    @property
     def drills(self) -> Path:
         """The newest report of each drill."""
         return self.root / "drills"

@@ -1,8 +1,8 @@
 """Keys, in a folder of files that only their owner can read; never in the database.
 
 ``anchor-<id>.key`` signs anchors, and ``anchor-<id>.vkey`` is what others verify them with;
-``mac-<id>.key`` authenticates transitions. The newest of a kind is the active one; older ones stay
-for verifying.
+``mac-<id>.key`` authenticates transitions; ``backup-<id>.key`` opens encrypted backups. The newest of a kind
+is the active one; older ones stay for verifying.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from .settings import Settings
 
 ANCHOR: Final = "anchor"
 MAC: Final = "mac"
-KINDS: Final = (ANCHOR, MAC)
+BACKUP: Final = "backup"
+KINDS: Final = (ANCHOR, MAC, BACKUP)
 _MAC_BYTES: Final = 32
+_BACKUP_BYTES: Final = 48
 _ID_BYTES: Final = 4
 # A key's name may hold the sign itself, but no white space.
 _COMMENT: Final = re.compile(r"(^|\s)#.*")
@@ -80,6 +82,38 @@ def new_mac_key(folder: Path, *, grace: timedelta) -> KeyFile:
     secret = base64.b64encode(secrets.token_bytes(_MAC_BYTES)).decode()
     _write(folder, MAC, name, {"secret": secret, "required_from": required.isoformat()})
     return _find(folder, MAC, name)
+
+
+def new_backup_key(folder: Path) -> KeyFile:
+    """Make a key that backups are encrypted with.
+
+    Raises:
+        ConfigurationError: the folder cannot be written.
+
+    """
+    name = secrets.token_hex(_ID_BYTES)
+    _write(folder, BACKUP, name, {"secret": base64.b64encode(secrets.token_bytes(_BACKUP_BYTES)).decode()})
+    return _find(folder, BACKUP, name)
+
+
+def backup_secret(folder: Path) -> str | None:
+    """Return what backups are encrypted with; None if there is no key for it.
+
+    Raises:
+        ConfigurationError: a file cannot be used.
+
+    """
+    found = _all(folder, BACKUP)
+    if not found:
+        return None
+    file, body = found[-1]
+    try:
+        secret = str(body["secret"])
+        if len(base64.b64decode(secret, validate=True)) != _BACKUP_BYTES:
+            raise _unusable(file.path, f"its secret is not {_BACKUP_BYTES} bytes")
+    except (KeyError, ValueError, TypeError):
+        raise _unusable(file.path, "its secret cannot be read") from None
+    return secret
 
 
 def key_files(folder: Path) -> list[KeyFile]:

@@ -22,6 +22,7 @@ from ..core.names import is_queue_name
 from ..core.objective import Objective, objectives
 from ..core.recovery import Policy
 from .broker import Sentinels, names_sentinels, sentinels
+from .bucket import Bucket, bucket
 from .home import Home, default_home
 from .hosts import several_hosts
 
@@ -106,9 +107,16 @@ class Settings(BaseModel):
     purge_after: Annotated[
         float, Field(ge=0, le=3_153_600_000, description="beat purges what ended so long ago; 0: nothing")
     ] = 0
+    backup_with: Annotated[Literal["barman", "pgbackrest"], Field(description="what keeps the backups")] = "barman"
     backup_repository: Annotated[
         Path, Field(description="the folder of the backups and the archived WAL; another disk, or another machine's")
     ] = Path()
+    backup_bucket: Annotated[
+        str, Field(description="s3://bucket/prefix: where pgBackRest keeps them, instead of a folder")
+    ] = ""
+    backup_encrypt: Annotated[
+        bool, Field(description="1: pgBackRest encrypts them, with a key that `aegis keys new backup` makes")
+    ] = False
     backup_url: Annotated[
         str, Field(description="the database as a user that may replicate and back up, where that is another one")
     ] = ""
@@ -122,6 +130,7 @@ class Settings(BaseModel):
         bool, Field(description="1: a commit returns once the archive has it, so that a lost disk loses nothing")
     ] = False
     barman_bin: Annotated[str, Field(description="the program barman, instead of the one that is installed here")] = ""
+    pgbackrest_bin: Annotated[str, Field(description="the program pgbackrest, instead of the path's")] = ""
     objectives: Annotated[
         tuple[str, ...],
         Field(description="RPO and RTO that are declared, where not by default: name=RPO/RTO, separated by commas"),
@@ -164,6 +173,13 @@ class Settings(BaseModel):
     @classmethod
     def _known_objectives(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         objectives(value)
+        return value
+
+    @field_validator("backup_bucket", mode="after")
+    @classmethod
+    def _a_bucket(cls, value: str) -> str:
+        if value:
+            bucket(value)  # or refused
         return value
 
     @field_validator("timestamp_url", mode="after")
@@ -222,7 +238,22 @@ class Settings(BaseModel):
             msg = "AEGIS_HEARTBEAT_TIMEOUT must be at least twice AEGIS_HEARTBEAT_INTERVAL"
             raise ValueError(msg)
         self._sentinels_have_all_they_need()
+        self._backups_are_kept_by_what_can()
         return self
+
+    def _backups_are_kept_by_what_can(self) -> None:
+        if self.backup_with == "barman":
+            for name in ("backup_bucket", "backup_encrypt"):
+                if getattr(self, name):
+                    msg = (
+                        f"{PREFIX}{name.upper()} is set, and only pgBackRest can do that: AEGIS_BACKUP_WITH=pgbackrest"
+                    )
+                    raise ValueError(msg)
+        elif self.backup_synchronous:
+            msg = (
+                "AEGIS_BACKUP_SYNCHRONOUS is set, and only Barman receives what is committed: AEGIS_BACKUP_WITH=barman"
+            )
+            raise ValueError(msg)
 
     def _sentinels_have_all_they_need(self) -> None:
         if names_sentinels(self.broker_url):
@@ -288,9 +319,21 @@ class Settings(BaseModel):
         return self.home / "backup" if self.backup_repository == Path() else self.backup_repository
 
     @property
+    def bucket(self) -> Bucket:
+        """Where in a bucket backups are, if they are in one."""
+        return bucket(self.backup_bucket)
+
+    @property
     def archives(self) -> bool:
         """Whether `aegis up` archives the WAL."""
-        return bool(self.backup_interval) or self.backup_synchronous
+        return self.backup_with == "barman" and (bool(self.backup_interval) or self.backup_synchronous)
+
+    @property
+    def backup_place(self) -> str:
+        """Where backups are, as a person has set it."""
+        if self.backup_bucket:
+            return f"AEGIS_BACKUP_BUCKET={self.backup_bucket}"
+        return f"AEGIS_BACKUP_REPOSITORY={self.backups}"
 
     @property
     def backup_database(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from sqlalchemy import Connection, text
@@ -31,6 +32,20 @@ _ARCHIVE: Final = text("""
         current_setting('synchronous_standby_names') AS names
     FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
     WHERE s.slot_name = :slot AND NOT pg_is_in_recovery()
+""")
+
+
+_ARCHIVER: Final = text("""
+    SELECT current_setting('archive_mode') <> 'off' AS active, last_archived_wal AS last, last_failed_wal AS failed,
+        last_failed_time > coalesce(last_archived_time, '-infinity') AS failing, now() - last_archived_time AS since,
+        CASE WHEN pg_is_in_recovery() THEN 0
+            ELSE pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0') END::bigint AS written
+    FROM pg_stat_archiver
+""")
+_ARCHIVING: Final = text("""
+    SELECT current_setting('archive_mode') AS mode, current_setting('archive_command') AS command,
+        current_setting('data_directory') AS data,
+        (SELECT count(*) FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global')) AS tablespaces
 """)
 
 
@@ -64,6 +79,35 @@ class Archive:
     """Whether the server is told to let commits wait for it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Archiver:
+    """How far a server is that archives its WAL by itself, a segment at a time; ``behind`` in bytes."""
+
+    active: bool
+    last: str | None
+    """The last segment that was archived."""
+    failing: str | None
+    """The one that cannot be archived, if that is how it is."""
+    since: timedelta | None
+    """How long ago the last one was archived."""
+    behind: int
+
+    def has(self, segment: str) -> bool:
+        """Whether it has archived a segment."""
+        return self.last is not None and self.last[:24] >= segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archiving:
+    """How a server is told to archive."""
+
+    mode: str
+    command: str
+    data: str
+    """Its data directory."""
+    tablespaces: int
+
+
 def facts(connection: Connection) -> Facts:
     """Return what the cluster is."""
     row = connection.execute(_FACTS).one()
@@ -84,6 +128,26 @@ def archive(connection: Connection) -> Archive | None:
         synchronous=row.synchronous,
         named=bool({RECEIVER, "*"} & named(row.names)),
     )
+
+
+def archiver(connection: Connection) -> Archiver | None:
+    """Return how far a server is that archives by itself."""
+    if connection.dialect.name != "postgresql":
+        return None
+    row = connection.execute(_ARCHIVER).one()
+    end = (int(row.last[8:16], 16) * 0x100 + int(row.last[16:24], 16) + 1) * _SEGMENT if row.last else 0
+    return Archiver(
+        active=row.active,
+        last=row.last,
+        failing=row.failed if row.failing else None,
+        since=row.since,
+        behind=max(0, row.written - end) if row.last else row.written % _SEGMENT,
+    )
+
+
+def archiving(connection: Connection) -> Archiving:
+    """Return how it is told to archive; that takes pg_read_all_settings."""
+    return Archiving(**connection.execute(_ARCHIVING).one()._mapping)  # noqa: SLF001 - as above
 
 
 def waits_for_archive(connection: Connection) -> bool:

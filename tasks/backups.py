@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from typing import Any, Final
 from ..config.logging import get_logger
 from ..config.settings import Settings
 from ..core.errors import BackupFailed
-from ..persistence.cluster import Archive
+from ..persistence import cluster
+from ..persistence.cluster import Archive, Archiver
+from ..persistence.database import Connection
 from ..persistence.replication import RECEIVER
 from .check import Check, degraded, ok, span, warning
 
@@ -26,11 +29,14 @@ NAMES_IT: Final = f"ALTER SYSTEM SET synchronous_standby_names = '{RECEIVER}'"
 """What has commits wait for the archive, on a server without standbys."""
 _LOOKS: Final = 12
 _LONGEST_PAUSE: Final = 60.0
-_NAMED: Final = "%Y%m%dT%H%M%S"
+# Barman's names, and the end of pgBackRest's: of 20261126-054203F, and 20261126-054203F_20261126-060000D.
+_NAMED: Final = re.compile(r"(\d{8})[T-](\d{6})[A-Z]?$")
 # A backup that should have come, and did not for so many of its intervals, does not come.
 _MISSED: Final = 2.5
 # What the archive may be behind without a word: the segment that is being written (bytes).
 _SEGMENT: Final = 16 * 1024 * 1024
+# And where segments are handed over whole: one more may be on its way.
+_MOST_HANDED_OVER: Final = 3
 _MEGABYTE: Final = 1_000_000
 
 
@@ -46,7 +52,7 @@ class Known:
     @property
     def verified(self) -> list[str]:
         """The backups that count, the oldest first: their ids are the moments when they were begun."""
-        return sorted(backup for backup, proof in self.proofs.items() if not proof["problem"])
+        return sorted((backup for backup, proof in self.proofs.items() if not proof["problem"]), key=begun)
 
 
 def read(repository: Path) -> Known:
@@ -74,7 +80,7 @@ def ask_backups(settings: Settings) -> Iterator[Check]:
         if settings.backup_repository != Path() and not repository.exists():
             yield degraded("backup", f"{repository} is not there", "see that its disk is; `aegis backup` makes it")
             return
-        there = any((repository / name).exists() for name in (LEDGER, "barman.conf"))
+        there = any((repository / name).exists() for name in (LEDGER, "barman.conf", "pgbackrest"))
         known = read(repository)
     except (BackupFailed, OSError) as error:
         yield degraded("backup", str(error), f"see that AEGIS_BACKUP_REPOSITORY={repository} can be read")
@@ -92,7 +98,7 @@ def _judge(known: Known, settings: Settings, now: datetime, free: int) -> Check:
         if known.failure:
             says = f"{says}; {known.failure['problem']}"
         return degraded("backup", says, "`aegis backup`, and `aegis backup verify`")
-    newest = _begun(known.verified[-1])
+    newest = begun(known.verified[-1])
     says = f"the last verified one is {_age(now - newest)} old"
     if known.failure:
         failed = _age(now - datetime.fromisoformat(known.failure["at"]))
@@ -106,8 +112,34 @@ def _judge(known: Known, settings: Settings, now: datetime, free: int) -> Check:
     return ok("backup", says)
 
 
-def archive(found: Archive | None, settings: Settings) -> Check | None:
+def archive(connection: Connection, settings: Settings) -> Check | None:
     """Judge how far the archive of the WAL is; None where there is none, and none was asked for."""
+    if settings.backup_with == "pgbackrest":
+        by_itself = cluster.archiver(connection)
+        return None if by_itself is None else _handed_over(by_itself, cluster.archive(connection))
+    return _received(cluster.archive(connection), settings)
+
+
+def _handed_over(found: Archiver, slot: Archive | None) -> Check:
+    """Judge how a server does that archives by itself."""
+    remedy = "`aegis backup` says why"
+    behind = f"{found.behind / _MEGABYTE:,.1f} MB behind"
+    if not found.active:
+        return degraded("archive", "no WAL is archived: archive_mode is off", "`aegis backup` says what to set")
+    if found.failing is not None:
+        since = f"nothing could be archived for {_age(found.since)}" if found.since else "nothing could be archived yet"
+        return degraded("archive", f"{since}, {behind}: that much would be lost with the server's disk", remedy)
+    if found.last is None:
+        return degraded("archive", "no WAL was archived yet", "`aegis backup` begins with it")
+    if found.behind > _MOST_HANDED_OVER * _SEGMENT:
+        return warning("archive", behind, "see that the repository keeps up: pg_stat_archiver on the server")
+    if slot is not None and not slot.active:
+        says = f"{behind}, and the slot of Barman's archive, {cluster.SLOT}, keeps WAL that nobody fetches"
+        return warning("archive", says, f"SELECT pg_drop_replication_slot('{cluster.SLOT}')")
+    return ok("archive", f"by the server itself, segment by segment, {behind}")
+
+
+def _received(found: Archive | None, settings: Settings) -> Check | None:
     remedy = "run `aegis backup archive`, or have `aegis up` run it (AEGIS_BACKUP_INTERVAL)"
     asked = settings.backup_interval or settings.backup_synchronous
     if found is None:
@@ -167,8 +199,12 @@ def _is_due(settings: Settings, now: datetime) -> bool:
     interval = timedelta(seconds=settings.backup_interval)
     if known.failure and now - datetime.fromisoformat(known.failure["at"]) < interval / _LOOKS:
         return False
-    return not known.verified or now - _begun(known.verified[-1]) >= interval
+    return not known.verified or now - begun(known.verified[-1]) >= interval
 
 
-def _begun(backup: str) -> datetime:
-    return datetime.strptime(backup, _NAMED).astimezone(UTC)
+def begun(backup: str) -> datetime:
+    """Return when a backup was begun, which is what it is named after."""
+    found = _NAMED.search(backup)
+    if found is None:
+        return datetime.min.replace(tzinfo=UTC)
+    return datetime.strptime(f"{found[1]}{found[2]}", "%Y%m%d%H%M%S").astimezone(UTC)

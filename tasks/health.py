@@ -9,8 +9,8 @@ from typing import Final
 
 from ..config.settings import Settings
 from ..core.errors import AegisError, DatabaseUnavailable
-from ..persistence import cluster, schema, vitals
 from ..persistence import replication as replicated
+from ..persistence import schema, vitals
 from ..persistence.database import Database, is_too_slow
 from ..persistence.vitals import Vitals
 from .backups import archive, ask_backups
@@ -91,7 +91,7 @@ def _ask_database(settings: Settings) -> Iterator[Check]:
             yield ok("schema", f"at {schema.wanted()}")
             yield from _judge(vitals.read(connection, settings.queue, settings.recovery), settings)
             part = "archive"
-            found_archive = archive(cluster.archive(connection), settings)
+            found_archive = archive(connection, settings)
             if found_archive is not None:
                 yield found_archive
             part = "replication"

@@ -20,8 +20,10 @@ from ...core.errors import AegisError, DatabaseUnavailable
 from ...persistence import cluster
 from ...persistence.database import Database
 from ...tasks.backups import NAMES_IT
-from .barman import SERVER, Barman
-from .take import end, receiver, source
+from .barman.adapter import WithBarman
+from .barman.program import SERVER, Barman
+from .barman.receiver import end, receiver
+from .source import source
 
 log = get_logger(__name__)
 
@@ -52,7 +54,9 @@ class Archive:
             self._wait(time.monotonic() + pause)
 
     def _session(self) -> None:
-        barman = source(self._settings).barman
+        adapter = source(self._settings).adapter
+        assert isinstance(adapter, WithBarman), "main() has seen to that"  # noqa: S101
+        barman = adapter.barman
         database = Database(self._settings.backup_database, pool_size=1, pre_ping=False)
         try:
             waited_for = _is_waited_for(database)
@@ -107,6 +111,8 @@ def _is_waited_for(database: Database, *, otherwise: bool = False) -> bool:
 def main() -> None:
     """Archive until a signal comes."""
     our_logging.configure(settings())
+    if settings().backup_with != "barman":
+        sys.exit("AEGIS_BACKUP_WITH=pgbackrest: the server hands over its WAL by itself; there is nothing to run")
     archive = Archive(settings())
 
     def stop(_signal: int, _frame: FrameType | None) -> None:

@@ -12,7 +12,7 @@ from ...core.errors import BackupFailed
 from ...persistence import cluster
 from ...persistence.database import Database
 from ...servers.postgres import programs_for
-from .barman import words
+from .address import words
 
 
 def dump(settings: Settings, file: Path) -> int:

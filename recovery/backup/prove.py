@@ -23,14 +23,14 @@ from ...persistence.database import Database, reason_of
 from ...tasks.scrub import sources
 from ..copy import copied
 from ..upto import UpTo
-from . import fetch
-from .barman import Barman, Base
+from .adapter import AGAIN, Adapter, Base
 from .ledger import Ledger, Proof
+from .pages import check_pages
 
 _NEVER_LATE: Final = timedelta(days=3650)
 
 
-def prove(settings: Settings, barman: Barman, base: Base, superuser: str, *, expected: int) -> Proof:
+def prove(settings: Settings, adapter: Adapter, base: Base, superuser: str, *, expected: int) -> Proof:
     """Restore a backup, with all WAL since then, verify it, and note what came out.
 
     ``expected`` is how many entries its log has at the least: what the live database had before that.
@@ -41,14 +41,14 @@ def prove(settings: Settings, barman: Barman, base: Base, superuser: str, *, exp
     """
     ledger, began = Ledger(settings.backups), time.monotonic()
     try:
-        proof = _prove(settings, barman, base, superuser, expected)
+        proof = _prove(settings, adapter, base, superuser, expected)
     except RestoreFailed as error:
         raise _noted(ledger, base, BackupFailed(f"backup {base.id}", error.problem, error.remedy)) from None
     except AegisError as error:
         raise _noted(ledger, base, error) from None
     except Exception as error:  # whatever PostgreSQL says of a page that is damaged
         problem = f"it is not what was written: {reason_of(error)}"
-        raise _noted(ledger, base, BackupFailed(f"backup {base.id}", problem, fetch.AGAIN)) from error
+        raise _noted(ledger, base, BackupFailed(f"backup {base.id}", problem, AGAIN)) from error
     proof = replace(proof, seconds=round(time.monotonic() - began, 1))
     ledger.proved(base.id, proof)
     return proof
@@ -60,16 +60,16 @@ def _noted(ledger: Ledger, base: Base, error: AegisError) -> AegisError:
     return error
 
 
-def _prove(settings: Settings, barman: Barman, base: Base, superuser: str, expected: int) -> Proof:
+def _prove(settings: Settings, adapter: Adapter, base: Base, superuser: str, expected: int) -> Proof:
     with scratch(settings) as folder:
         data, wal = folder / "data", folder / "wal"
-        last = fetch.make(barman, base, data, wal)
-        with copied(data, barman.programs, folder / "postgresql.log") as copy:
+        last = adapter.make(base, data, wal)
+        with copied(data, adapter.programs, folder / "postgresql.log") as copy:
             copy.recover(wal, [], user=superuser, durable=False)
             url = copy.url(superuser, database_name(settings))
             _need_all_of_it(base, url, last)
             report, size = verified(settings, url)
-        fetch.check_pages(barman.programs, base, data)
+        check_pages(adapter.programs, base, data)
         if size < expected:
             problem = f"its log has {size} entries, and {expected} were there before it was restored"
             raise BackupFailed(f"backup {base.id}", problem, "see that the WAL is archived: `aegis health`")

@@ -25,11 +25,11 @@ from ...persistence import log as logs
 from ...persistence import lost
 from ...persistence.database import Database
 from ...tasks.scrub import sources
-from ..backup import fetch
-from ..backup.barman import Barman, Base
+from ..backup.adapter import Adapter, Base
 from ..backup.ledger import alone
+from ..backup.pages import check_pages
 from ..backup.prove import database_name, scratch, verified
-from ..backup.take import file_all, programs, source
+from ..backup.source import repository, source
 from ..copy import Copy, copied
 from . import epoch, point
 from .difference import Difference, with_anchors, with_live
@@ -77,22 +77,22 @@ def restore(settings: Settings, to: str, into: Path | None) -> Restored:
     if into is not None:
         _need_a_new(into)
     with alone(settings.backups):
-        barman = Barman.prepare(settings, programs(settings))
+        adapter = repository(settings)
         with suppress(AegisError):  # the server may be gone, or be another: then what is archived is all there is
-            file_all(settings, source(settings).barman)
+            source(settings).adapter.file_all()
         live = Database(settings.database, pool_size=2, pre_ping=False)
         try:
-            target = _target(settings, barman, asked, live)
-            base = _base(barman, asked, target)
+            target = _target(settings, adapter, asked, live)
+            base = _base(adapter, asked, target)
             with _beside(settings, into) as folder:
-                return _restore(settings, barman, base, asked, target, live, folder, into, began)
+                return _restore(settings, adapter, base, asked, target, live, folder, into, began)
         finally:
             live.close()
 
 
 def _restore(
     settings: Settings,
-    barman: Barman,
+    adapter: Adapter,
     base: Base,
     asked: Point,
     target: Target,
@@ -102,7 +102,7 @@ def _restore(
     began: float,
 ) -> Restored:
     data, keep = folder / "data", into is not None
-    with _recovered(settings, barman, base, asked, target, folder, durable=keep) as (copy, user):
+    with _recovered(settings, adapter, base, asked, target, folder, durable=keep) as (copy, user):
         url = copy.url(user, database_name(settings))
         report, size = verified(settings, url)
         _need_as_committed(report)
@@ -115,7 +115,7 @@ def _restore(
                 raised, paused = epoch.begin(settings, database, lacks, asked.said)
         finally:
             database.close()
-    fetch.check_pages(barman.programs, base, data)
+    check_pages(adapter.programs, base, data)
     waited = False
     if into is not None:
         waited = _let_wait_for_nobody(data, asked_for=settings.backup_synchronous and not settings.embedded)
@@ -139,13 +139,13 @@ def _restore(
 
 @contextmanager
 def _recovered(
-    settings: Settings, barman: Barman, base: Base, asked: Point, target: Target, folder: Path, *, durable: bool
+    settings: Settings, adapter: Adapter, base: Base, asked: Point, target: Target, folder: Path, *, durable: bool
 ) -> Iterator[tuple[Copy, str]]:
     """Give a server on a copy that went to the target, and the name of a superuser in it."""
     data, wal = folder / "data", folder / "wal"
-    fetch.make(barman, base, data, wal)
+    adapter.make(base, data, wal)
     user = superuser(settings)
-    with copied(data, barman.programs, folder / "postgresql.log") as copy:
+    with copied(data, adapter.programs, folder / "postgresql.log") as copy:
         try:
             copy.recover(wal, target.options, user=user, durable=durable)
         except RestoreFailed as error:
@@ -167,18 +167,18 @@ def _explained(error: RestoreFailed, asked: Point, base: Base) -> RestoreFailed:
 # --- where to ---------------------------------------------------------------------------------
 
 
-def _target(settings: Settings, barman: Barman, asked: Point, live: Database) -> Target:
+def _target(settings: Settings, adapter: Adapter, asked: Point, live: Database) -> Target:
     if asked.at is not None:
         return point.at_time(asked.at)
     if asked.size is not None:
         known = sources(settings)
         return point.at_time(point.anchored(known.sinks, known.trusted, asked.size).at)
     if asked.transition is not None:
-        return point.at_transaction(*_transaction(settings, barman, asked, live))
+        return point.at_transaction(*_transaction(settings, adapter, asked, live))
     return point.at_the_end()
 
 
-def _transaction(settings: Settings, barman: Barman, asked: Point, live: Database) -> tuple[int, datetime]:
+def _transaction(settings: Settings, adapter: Adapter, asked: Point, live: Database) -> tuple[int, datetime]:
     """Find the transaction that committed a transition: in the live database, or in what is archived."""
     assert asked.transition is not None, "it is one that is asked for"  # noqa: S101
     found = None
@@ -189,10 +189,10 @@ def _transaction(settings: Settings, barman: Barman, asked: Point, live: Databas
         if not isinstance(error, DatabaseUnavailable | AegisError) and not _is_of_the_database(error):
             raise
     if found is None:
-        newest = _base(barman, asked, point.at_the_end())
+        newest = _base(adapter, asked, point.at_the_end())
         with (
             scratch(settings) as folder,
-            _recovered(settings, barman, newest, asked, point.at_the_end(), folder, durable=False) as (copy, user),
+            _recovered(settings, adapter, newest, asked, point.at_the_end(), folder, durable=False) as (copy, user),
         ):
             database = Database(copy.url(user, database_name(settings)), pool_size=1, pre_ping=False)
             try:
@@ -206,9 +206,9 @@ def _transaction(settings: Settings, barman: Barman, asked: Point, live: Databas
     return found
 
 
-def _base(barman: Barman, asked: Point, target: Target) -> Base:
+def _base(adapter: Adapter, asked: Point, target: Target) -> Base:
     """Return the newest backup that was finished by then."""
-    done = [base for base in barman.bases() if base.done]
+    done = [base for base in adapter.bases() if base.done]
     found = next((base for base in done if target.after is None or base.ended_at <= target.after), None)
     if found is None:
         oldest = f"the oldest one was finished at {done[-1].ended_at.isoformat()}" if done else "there are none"

@@ -59,6 +59,10 @@ def test_a_new_key_says_what_has_to_be_done_with_it(lone: CommandLine) -> None:
     assert re.search(r"^  aegis\.example/ops\+[0-9a-f]{8}\+\S+$", anchor.stdout, re.MULTILINE)
     mac = lone("keys", "new", "mac", "--grace", "60")
     assert re.search(r"within (60|59) s: ", mac.stdout)
+    backup = lone("keys", "new", "backup")
+    assert "keep a copy of it elsewhere: without it, no encrypted backup can be restored" in backup.stdout
+    assert "begin another repository" in lone("keys", "rotate", "backup").complaint()
+    assert "opens the backups" in lone("keys", "list").stdout
     shown = lone("keys", "list", "--json").document()
     public = shown["keys"][0]["public"]
     assert public in anchor.stdout
@@ -78,7 +82,7 @@ def test_the_key_of_anchors_is_named_after_the_deployment(lone: CommandLine, idl
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("keys", "new"), "anchor, mac"),
+        (("keys", "new"), "anchor, mac, backup"),
         (("keys", "new", "house"), "'house' is not one of 'anchor', 'mac'"),
         (("keys", "new", "mac", "--grace", "-1"), "--grace"),
         (("keys", "new", "anchor", "--name", "white space"), "white space"),

@@ -172,7 +172,7 @@ def test_aegis_up_waits_for_its_archive_from_its_first_commit_on() -> None:
             assert value(database, "SHOW synchronous_standby_names") == "aegis_archive"
             engine = make_engine(database, RecordingRing())
             engine.start(Once(), id="o-1")
-            said = run(home, "health", AEGIS_BACKUP_SYNCHRONOUS="1").stdout
+            said = run(home, "health", AEGIS_BACKUP_SYNCHRONOUS="1", AEGIS_HEALTH_TIMEOUT="20").stdout
             assert WAITS_FOR_IT in " ".join(said.split())
             assert run(home, "backup", "take").returncode == 0
             engine.start(Once(), id="o-2")

@@ -17,13 +17,30 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from tls_front import Certificates
 
 # moto's own command cannot tell which port it was given.
 _MOTO = """
+import contextlib, ssl, sys
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
+context = None
+if sys.argv[1:]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*sys.argv[1:])
+application = DomainDispatcherApplication(create_backend_app)
+server = make_server("127.0.0.1", 0, application, threaded=True, ssl_context=context)
+end = server.shutdown_request
+
+def farewell(request):
+    # As TLS has it: whoever is not told that this was all takes it for cut off.
+    with contextlib.suppress(OSError, AttributeError):
+        request.settimeout(1)
+        request.unwrap()
+    end(request)
+
+server.shutdown_request = farewell
 print(server.port, flush=True)
 server.serve_forever()
 """
@@ -41,16 +58,17 @@ CREDENTIALS: Final = {
 
 
 @contextmanager
-def store() -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Run an S3 store; give its address, and its process."""
+def store(tls: Certificates | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run an S3 store, with TLS if there are certificates for it; give its address, and its process."""
+    secured = [] if tls is None else [str(tls.chain), str(tls.key)]
     process = subprocess.Popen(
-        [sys.executable, "-c", _MOTO], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", _MOTO, *secured], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdout is not None
     try:
         port = process.stdout.readline().strip()
         assert port, "the store did not start"
-        yield f"http://127.0.0.1:{port}", process
+        yield f"https://localhost:{port}" if secured else f"http://127.0.0.1:{port}", process
     finally:
         process.kill()
         process.wait()

@@ -39,9 +39,9 @@ def folder(name: str) -> Iterator[Path]:
 class PrivatePostgres:
     """A PostgreSQL server that a test may stop, kill and start."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **changes: Any) -> None:
         self.home = Home(root)
-        self._server = Postgres.prepare(Settings(home=root))
+        self._server = Postgres.prepare(Settings(home=root, **changes))
         self.container = LocalProcess(
             "postgresql", lambda: self._server.argv, self.home.logs, identity={**self._server.identity, "cwd": "/"}
         )

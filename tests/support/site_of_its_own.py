@@ -25,8 +25,7 @@ from aegis.persistence.auditor import Sources
 from aegis.persistence.cluster import Archive
 from aegis.persistence.database import Database
 from aegis.persistence.migrate import upgrade
-from aegis.recovery.backup import take
-from aegis.recovery.backup.take import source
+from aegis.recovery.backup.source import repository
 from aegis.recovery.copy import copied
 from aegis.recovery.restore.restore import Restored
 from aegis.tasks.anchor import Anchored, Policy, anchor, notary
@@ -41,9 +40,9 @@ needs_barman = pytest.mark.skipif(NO_BARMAN, reason="Barman is not installed: pi
 class Site:
     """What a test works with."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **server: Any) -> None:
         self.root = root
-        self.server = PrivatePostgres(root / "server")
+        self.server = PrivatePostgres(root / "server", **server)
         self.server.start()
         self.settings = self.reading(self.server)
         self.database = opened(self.settings.database)
@@ -143,8 +142,7 @@ def archiving(place: Site) -> Iterator[subprocess.Popen[bytes]]:
 def given(place: Site, done: Restored) -> Iterator[Database]:
     """A database on what was restored."""
     assert done.into is not None
-    programs = source(place.settings).barman.programs if place.server.container.status == "running" else None
-    with copied(done.into, programs or take.programs(place.settings), place.root / "given.log") as copy:
+    with copied(done.into, repository(place.settings).programs, place.root / "given.log") as copy:
         copy.start(user="aegis", durable=True)
         database = opened(copy.url("aegis", "postgres"))
         try:

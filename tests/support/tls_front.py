@@ -35,7 +35,7 @@ def certificates(folder: Path) -> Certificates:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an authority for tests")])
     authority = _issue(name, name, authority_key, authority_key, x509.BasicConstraints(ca=True, path_length=0))
     host = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    place = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    place = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")])
     issued = _issue(host, name, key, authority_key, place)
     made = Certificates(folder / "ca.pem", folder / "cert.pem", folder / "key.pem")
     made.authority.write_bytes(authority.public_bytes(serialization.Encoding.PEM))

@@ -17,13 +17,16 @@ import pytest
 from aegis.config import keys as keys_module
 from aegis.config.keys import (
     ANCHOR,
+    BACKUP,
     KINDS,
     MAC,
     KeyFile,
     active_mac_key,
+    backup_secret,
     key_files,
     mac_keys,
     new_anchor_key,
+    new_backup_key,
     new_mac_key,
     signing_key,
     trusted_keys,
@@ -71,15 +74,16 @@ def refusal(act: Callable[[], object], path: Path) -> ConfigurationError:
 def test_a_key_is_for_its_owner_alone_whatever_the_umask(folder: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        made = [new_anchor_key(folder, NAME), new_mac_key(folder, grace=GRACE)]
+        made = [new_anchor_key(folder, NAME), new_mac_key(folder, grace=GRACE), new_backup_key(folder)]
     finally:
         os.umask(before)
-    assert [mode(one.path) for one in made] == [0o600, 0o600]
+    assert [mode(one.path) for one in made] == [0o600, 0o600, 0o600]
     assert mode(folder) == 0o700
     assert {file.name for file in folder.iterdir()} == {
         f"anchor-{made[0].id}.key",
         f"anchor-{made[0].id}.vkey",
         f"mac-{made[1].id}.key",
+        f"backup-{made[2].id}.key",
     }, "and nothing is left over"
 
 
@@ -193,6 +197,7 @@ def test_where_there_is_no_folder_there_are_no_keys(folder: Path) -> None:
     assert key_files(folder) == []
     assert signing_key(folder) is None
     assert mac_keys(folder) == ()
+    assert backup_secret(folder) is None
     assert active_mac_key(Settings(keys=folder)) is None
     folder.mkdir(parents=True)
     assert key_files(folder) == []
@@ -210,7 +215,9 @@ def test_the_newest_of_a_kind_is_the_active_one_whatever_its_name(folder: Path) 
     key = signing_key(folder)
     assert key is not None
     assert key.verifier.id.hex() == signers[-1].id
-    assert [one.id for one in key_files(folder)] == [one.id for one in signers + macs]
+    openers = [new_backup_key(folder) for _ in range(5)]
+    assert backup_secret(folder) == json.loads(openers[-1].path.read_text())["secret"]
+    assert [one.id for one in key_files(folder)] == [one.id for one in signers + macs + openers]
     assert [one.kind for one in key_files(folder)] == [kind for kind in KINDS for _ in range(5)]
 
 
@@ -285,7 +292,7 @@ def test_a_file_that_is_no_key_is_refused(folder: Path, kind: str, content: byte
     path = folder / f"{kind}-00000000.key"
     path.write_bytes(content)
     path.chmod(0o600)
-    look = signing_key if kind == ANCHOR else mac_keys
+    look = {ANCHOR: signing_key, MAC: mac_keys, BACKUP: backup_secret}[kind]
     for act in (lambda: look(folder), lambda: key_files(folder)):
         assert "aegis keys new" in refusal(act, path).problem
 
@@ -339,6 +346,13 @@ def test_a_mac_key_with_anything_wrong_in_it_is_refused(folder: Path, members: d
     change(made.path, **members)
     refusal(lambda: mac_keys(folder), made.path)
     refusal(lambda: active_mac_key(Settings(keys=folder)), made.path)
+
+
+@pytest.mark.parametrize("secret", [None, "", "x", "AAAA", 5])
+def test_a_backup_key_whose_secret_is_not_one_is_refused(folder: Path, secret: object) -> None:
+    path = new_backup_key(folder).path
+    path.write_text(json.dumps({**json.loads(path.read_text()), "secret": secret}))
+    assert "its secret" in refusal(lambda: backup_secret(folder), path).problem
 
 
 @pytest.mark.parametrize("members", [{"created_at": "2026-01-01T00:00:00"}, {"required_from": "2026-01-01T00:00:00"}])

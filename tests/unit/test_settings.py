@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from aegis.config import home as home_module
 from aegis.config import settings as settings_module
+from aegis.config.bucket import Bucket, bucket
 from aegis.config.home import Home, default_home
 from aegis.config.settings import Settings, read, safe_url
 from aegis.core.errors import ConfigurationError
@@ -68,12 +69,16 @@ def test_an_empty_environment_gives_the_defaults_and_the_private_servers() -> No
         "prune_keep": 0,
         "prune_after": 0,
         "purge_after": 0,
+        "backup_with": "barman",
         "backup_repository": Path(),
+        "backup_bucket": "",
+        "backup_encrypt": False,
         "backup_url": "",
         "backup_interval": 0,
         "backup_retention": 604800,
         "backup_synchronous": False,
         "barman_bin": "",
+        "pgbackrest_bin": "",
         "objectives": (),
         "drill_within": 30 * 86400,
         "log_level": "info",
@@ -330,6 +335,14 @@ def test_one_address_without_the_other_is_refused_and_the_missing_one_is_named(g
         ("AEGIS_ANCHOR_EVERY", "1k", "valid integer"),
         ("AEGIS_TIMESTAMP_URL", "tsa.example", "it is not an http address"),
         ("AEGIS_TIMESTAMP_URL", "file:///etc/passwd", "it is not an http address"),
+        ("AEGIS_BACKUP_WITH", "tar", "'barman' or 'pgbackrest'"),
+        ("AEGIS_BACKUP_BUCKET", "backups", "it names no place in a bucket: write s3://bucket/prefix"),
+        ("AEGIS_BACKUP_BUCKET", "s3:///prefix", "it names no place in a bucket"),
+        ("AEGIS_BACKUP_BUCKET", "s3://b/p?retention=1", "it names no place in a bucket"),
+        ("AEGIS_BACKUP_BUCKET", "s3://b/p?endpoint=http://h", "its endpoint is not an https address"),
+        ("AEGIS_BACKUP_BUCKET", "s3://b/p?style=new", "its style is neither host nor path"),
+        ("AEGIS_BACKUP_ENCRYPT", "perhaps", "valid boolean"),
+        ("AEGIS_BACKUP_SYNCHRONOUS", "perhaps", "valid boolean"),
         ("AEGIS_SCRUB_WITHIN", "59", "greater than or equal to 60"),
         ("AEGIS_SCRUB_WITHIN", "inf", "less than or equal to 31536000"),
         ("AEGIS_PRUNE_KEEP", "-1", "greater than or equal to 0"),
@@ -362,6 +375,38 @@ def test_a_value_that_cannot_be_used_is_refused_with_what_the_variable_should_ho
     assert problem in error.problem
     assert error.remedy == f"it should hold: {description}"
     assert len(str(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "variable", "said"),
+    [
+        ({"AEGIS_BACKUP_BUCKET": "s3://b/p"}, "AEGIS_BACKUP_BUCKET", "only pgBackRest can do that"),
+        ({"AEGIS_BACKUP_ENCRYPT": "1"}, "AEGIS_BACKUP_ENCRYPT", "only pgBackRest can do that"),
+        (
+            {"AEGIS_BACKUP_WITH": "pgbackrest", "AEGIS_BACKUP_SYNCHRONOUS": "1"},
+            "AEGIS_BACKUP_SYNCHRONOUS",
+            "only Barman receives what is committed",
+        ),
+    ],
+)
+def test_what_the_program_that_keeps_backups_cannot_do_is_refused(
+    environment: dict[str, str], variable: str, said: str
+) -> None:
+    error = refusal(**environment)
+    assert error.source == variable
+    assert said in error.problem
+
+
+def test_where_in_a_bucket_backups_are() -> None:
+    given = "s3://backups/shop/one?endpoint=https://minio:9000&region=eu-1&style=path&ca=/ca.pem"
+    settings = read({"AEGIS_BACKUP_WITH": "pgbackrest", "AEGIS_BACKUP_BUCKET": given})
+    expected = Bucket(
+        name="backups", prefix="shop/one", host="minio", port=9000, region="eu-1", style="path", ca="/ca.pem"
+    )
+    assert settings.bucket == expected
+    assert settings.backup_place == f"AEGIS_BACKUP_BUCKET={given}"
+    assert bucket("s3://backups").host == "s3.amazonaws.com"
+    assert (bucket("s3://backups").port, bucket("s3://backups").prefix) == (443, "")
 
 
 @pytest.mark.parametrize(

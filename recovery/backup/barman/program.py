@@ -18,38 +18,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ...config.settings import Settings
-from ...core.errors import BackupFailed
-from ...persistence.cluster import SLOT
-from ...persistence.replication import RECEIVER
+from ....config.settings import Settings
+from ....core.errors import BackupFailed
+from ....persistence.cluster import SLOT
+from ....persistence.replication import RECEIVER
+from ..adapter import Base
+from ..address import conninfo
 
 SERVER: Final = "aegis"
 _DAY: Final = 86400
 _INSTALL: Final = "pip install 'aegis-workflows[backup]', or set AEGIS_BARMAN_BIN to the program"
 _TOLD: Final = ("_ERROR", "_EXCEPTION", "_WARNING")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """One base backup as the repository has it; ``parent`` is the one that an incremental one builds on."""
-
-    id: str
-    status: str
-    parent: str | None
-    began_at: datetime
-    ended_at: datetime
-    size: int
-    """In bytes."""
-    tablespaces: bool
-    obsolete: bool
-    """Whether the time is over that one wants to be able to go back for."""
-
-    @property
-    def done(self) -> bool:
-        """Whether it was taken to its end."""
-        return self.status == "DONE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,28 +176,6 @@ def _program(settings: Settings) -> str:
     if found is None:
         raise BackupFailed("Barman", "it is not installed", _INSTALL)
     return found
-
-
-def words(url: str) -> dict[str, str]:
-    """Return a database's address as the words that libpq knows."""
-    parts = urlsplit(url)
-    found = {
-        "host": parts.hostname or "",
-        "port": str(parts.port or ""),
-        "user": unquote(parts.username or ""),
-        "password": unquote(parts.password or ""),
-        "dbname": unquote(parts.path.lstrip("/")),
-    }
-    for key, value in parse_qsl(parts.query):
-        # Several hosts are several words in an address, and one list for libpq.
-        found[key] = f"{found[key]},{value}" if key in {"host", "port"} and found.get(key) else value
-    return {key: value for key, value in found.items() if value}
-
-
-def conninfo(url: str) -> str:
-    """Return a database's address as Barman takes it: ``key='value' ...``."""
-    escaped = {key: value.replace("\\", "\\\\").replace("'", "\\'") for key, value in words(url).items()}
-    return " ".join(f"{key}='{value}'" for key, value in escaped.items())
 
 
 # --- what it says -----------------------------------------------------------------------------

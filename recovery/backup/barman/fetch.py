@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,15 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from ...config.home import NOBODY
-from ...core.errors import BackupFailed
-from .barman import SERVER, Barman, Base
+from ....core.errors import BackupFailed
+from ..adapter import AGAIN, Base, number
+from ..pages import first_segment, give_away
+from .program import SERVER, Barman
 
 _SEGMENT: Final = re.compile(r"[0-9A-F]{24}")
 _HISTORY: Final = re.compile(r"[0-9A-F]{8}\.history")
 _PARTIAL: Final = ".partial"
-_STARTS: Final = re.compile(r"START WAL LOCATION: \S+ \(file ([0-9A-F]{24})\)")
-AGAIN: Final = "take another with `aegis backup`, and verify it; older ones may be intact"
 
 
 def make(barman: Barman, base: Base, data: Path, wal: Path) -> int:
@@ -41,8 +39,8 @@ def make(barman: Barman, base: Base, data: Path, wal: Path) -> int:
     try:
         _put_together(barman, base, folders, data)
         wal.mkdir()
-        last = _fetch(barman, _first_segment(base, data), wal)
-        _give_away(data.parent)
+        last = _fetch(barman, first_segment(base, data), wal)
+        give_away(data.parent)
     except OSError as error:
         raise BackupFailed(
             f"backup {base.id}",
@@ -88,20 +86,6 @@ def _check(base: Base, folder: Path) -> None:
         raise BackupFailed(f"backup {base.id}", problem, AGAIN) from None
 
 
-def check_pages(programs: Path, base: Base, data: Path) -> None:
-    """Check each page of a data directory whose server was stopped, if its server gives pages checksums.
-
-    Raises:
-        BackupFailed: one is not what was written.
-
-    """
-    argv = [str(programs / "pg_checksums"), "--check", "-D", str(data)]
-    checked = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
-    if checked.returncode and "not enabled" not in checked.stderr:
-        found = checked.stderr.strip().partition("\n")[0]
-        raise BackupFailed(f"backup {base.id}", f"it is not what was written: {found}", AGAIN)
-
-
 def _put_together(barman: Barman, base: Base, folders: Sequence[Path], data: Path) -> None:
     if len(folders) == 1:
         shutil.copytree(folders[0], data, symlinks=True)
@@ -112,13 +96,6 @@ def _put_together(barman: Barman, base: Base, folders: Sequence[Path], data: Pat
             problem = f"it cannot be put together: {combined.stderr.strip().partition(chr(10))[0]}"
             raise BackupFailed(f"backup {base.id}", problem, AGAIN)
     data.chmod(0o700)
-
-
-def _first_segment(base: Base, data: Path) -> str:
-    found = _STARTS.search((data / "backup_label").read_text())
-    if found is None:
-        raise BackupFailed(f"backup {base.id}", "its backup_label does not say where it begins", AGAIN)
-    return found[1]
 
 
 # --- WAL ------------------------------------------------------------------------------------
@@ -144,18 +121,3 @@ def _fetch(barman: Barman, first: str, wal: Path) -> int:
         if whole[8:] >= first[8:] and not (wal / whole).exists():
             shutil.copy(file, wal / whole)
     return max((number(name) for name in names | fresh if _SEGMENT.fullmatch(name)), default=0)
-
-
-def number(segment: str) -> int:
-    """Return a segment's place among all: 16 MB each, as every server has them that was not made otherwise."""
-    return int(segment[8:16], 16) * 0x100 + int(segment[16:], 16)
-
-
-def _give_away(folder: Path) -> None:
-    """Have it belong to who runs PostgreSQL, where that is not us."""
-    if os.geteuid() != 0:
-        return
-    os.chown(folder, NOBODY, NOBODY)
-    for place, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            os.chown(Path(place, name), NOBODY, NOBODY, follow_symlinks=False)

@@ -1,0 +1,1 @@
+"""Barman, the default: WAL is streamed as it is written, and commits may wait for it."""
