@@ -15,6 +15,11 @@ from private_servers import folder
 from site_of_its_own import Site
 
 from aegis.config.settings import Settings
+from aegis.core.errors import BackupFailed
+from aegis.recovery.backup.pgbackrest.adapter import WithPgBackRest
+from aegis.recovery.backup.source import source
+from aegis.tasks.check import Check
+from aegis.tasks.health import health
 
 # From which pgBackRest on it knows the PostgreSQL of the wheel, and what Debian's older ones know.
 KNOWS_18 = (2, 55)
@@ -88,3 +93,23 @@ def archiving_site(**changes: Any) -> Iterator[ArchivingSite]:
             yield made
         finally:
             made.close()
+
+
+def begin(place: ArchivingSite) -> None:
+    """Do what the first refusal says."""
+    with pytest.raises(BackupFailed, match="its archive_command does not hand the WAL to this repository") as refused:
+        source(place.settings)
+    place.tell(refused.value.remedy)
+
+
+def tool(place: Site) -> WithPgBackRest:
+    """The adapter on its repository."""
+    found = source(place.settings).adapter
+    assert isinstance(found, WithPgBackRest)
+    return found
+
+
+def told(place: Site, name: str = "backup") -> Check:
+    """What health says."""
+    (found,) = [check for check in health(place.settings) if check.name == name]
+    return found

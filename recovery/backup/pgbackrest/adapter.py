@@ -58,8 +58,8 @@ class WithPgBackRest:
         """Refuse a server whose files are not here or that does not archive, and a repository that has become empty."""
         told = self._archiving
         if self._data is None:
-            problem = f"pgBackRest copies the server's files, and {told.data} is not here"
-            remedy = "run this on the server's machine, or have it copied over the wire: AEGIS_BACKUP_WITH=barman"
+            problem = f"pgBackRest copies the server's files, and {told.data} is not here, or not ours to read"
+            remedy = "run this where they are, as who owns them; or copy over the wire: AEGIS_BACKUP_WITH=barman"
             raise BackupFailed(where, problem, remedy)
         if told.tablespaces:
             remedy = "have AEGIS's database in the default one"
@@ -196,9 +196,9 @@ class WithPgBackRest:
         """The server's data directory, if it is here."""
         try:
             found = Path(self._archiving.data)
-        except DatabaseUnavailable:
+            return found if (found / "PG_VERSION").exists() else None
+        except (DatabaseUnavailable, OSError):
             return None  # one goes back without it
-        return found if (found / "PG_VERSION").exists() else None
 
     def _call(self, what: str, *arguments: str) -> str:
         assert self._data is not None, "need() has seen to that"  # noqa: S101

@@ -87,7 +87,7 @@ class PgBackRest:
                 argv,
                 capture_output=True,
                 text=True,
-                errors="backslashreplace",  # what it opened with a wrong key may stand in what it says
+                errors="replace",  # what it opened with a wrong key may stand in what it says
                 check=False,
                 cwd="/",
                 env={**rest, **variables},
@@ -135,7 +135,7 @@ class PgBackRest:
             BackupFailed: it cannot be read.
 
         """
-        (found,) = json.loads(self.call(what, "--output=json", "info")) or [{}]
+        (found,) = json.loads(self.call(what, "--output=json", "info"), strict=False) or [{}]
         for one in found.get("repo", ()):
             status = one.get("status", {})
             if status.get("code") == _OTHER:
@@ -180,7 +180,7 @@ def _owner(settings: Settings, data: Path | None) -> tuple[int, int] | None:
     """Return whom the server's files belong to; of a server that is gone, whom it was at its last backup."""
     if os.geteuid() != 0:
         return None
-    for place in (data, settings.places.pgbackrest):
+    for place in (data, settings.places.pgbackrest, settings.backups / FOLDER):
         with suppress(OSError):
             if place is not None:
                 found = place.stat()
@@ -199,6 +199,8 @@ def _lines(settings: Settings, folder: Path) -> Iterator[str]:
         "log-level-stderr=warn",
         "log-level-file=info",
         "log-timestamp=n",
+        # How long a bucket may say nothing (seconds).
+        "io-timeout=15",
         "start-fast=y",
         "resume=n",
         "compress-type=zst",
