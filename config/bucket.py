@@ -1,4 +1,4 @@
-"""A place in an S3-compatible bucket, as its address names it."""
+"""Where backups are kept: a place in an S3-compatible bucket, as its address names it; and what keeps them there."""
 
 from __future__ import annotations
 
@@ -54,3 +54,19 @@ def bucket(address: str) -> Bucket:
         style=options.get("style", "host"),
         ca=options.get("ca", ""),
     )
+
+
+def refuse_the_impossible(by_barman: bool, place: str, encrypt: bool, synchronous: bool, /) -> None:
+    """Refuse what the program that keeps backups cannot do.
+
+    Raises:
+        ValueError: the variable, and what to set.
+
+    """
+    for name, asked in (("BUCKET", place), ("ENCRYPT", encrypt)):
+        if by_barman and asked:
+            msg = f"AEGIS_BACKUP_{name} is set, and only pgBackRest can do that: AEGIS_BACKUP_WITH=pgbackrest"
+            raise ValueError(msg)
+    if synchronous and not by_barman:
+        msg = "AEGIS_BACKUP_SYNCHRONOUS is set, and only Barman receives what is committed: AEGIS_BACKUP_WITH=barman"
+        raise ValueError(msg)

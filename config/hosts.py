@@ -62,3 +62,22 @@ def _with_target(query: list[tuple[str, str]]) -> list[tuple[str, str]]:
         msg = f"{_TARGET}={given} may lead to a standby, which cannot be written to: say read-write"
         raise ValueError(msg)
     return query
+
+
+def with_driver(url: str) -> str:
+    """Return an address with its driver named.
+
+    Raises:
+        ValueError: it is not PostgreSQL's.
+
+    """
+    for plain in ("postgresql://", "postgres://"):
+        if url.startswith(plain):
+            return "postgresql+psycopg2://" + url.removeprefix(plain)
+    if url.startswith("sqlite"):
+        msg = "workers and commands need PostgreSQL; give SQLite's address to DurableWorkflowEngine itself"
+        raise ValueError(msg)
+    if url and not url.startswith("postgresql+psycopg2://"):
+        msg = "it is not a postgresql:// address"
+        raise ValueError(msg)
+    return url

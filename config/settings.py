@@ -22,9 +22,9 @@ from ..core.names import is_queue_name
 from ..core.objective import Objective, objectives
 from ..core.recovery import Policy
 from .broker import Sentinels, names_sentinels, sentinels
-from .bucket import Bucket, bucket
+from .bucket import bucket, refuse_the_impossible
 from .home import Home, default_home
-from .hosts import several_hosts
+from .hosts import several_hosts, with_driver
 
 PREFIX: Final = "AEGIS_"
 # What the project's own tests are told; not settings of the product.
@@ -194,13 +194,13 @@ class Settings(BaseModel):
     @classmethod
     def _postgresql(cls, value: str) -> str:
         """Name the driver: SQLAlchemy's own default for a plain ``postgresql://`` is another one."""
-        return several_hosts(_with_driver(value))
+        return several_hosts(with_driver(value))
 
     @field_validator("replica_url", mode="after")
     @classmethod
     def _standbys(cls, value: str) -> str:
         """Take any host that is named: which of them are standbys at the moment, whoever reads finds out."""
-        return several_hosts(_with_driver(value), for_writing=False)
+        return several_hosts(with_driver(value), for_writing=False)
 
     @field_validator("broker_url", mode="after")
     @classmethod
@@ -238,22 +238,9 @@ class Settings(BaseModel):
             msg = "AEGIS_HEARTBEAT_TIMEOUT must be at least twice AEGIS_HEARTBEAT_INTERVAL"
             raise ValueError(msg)
         self._sentinels_have_all_they_need()
-        self._backups_are_kept_by_what_can()
+        by_barman = self.backup_with == "barman"
+        refuse_the_impossible(by_barman, self.backup_bucket, self.backup_encrypt, self.backup_synchronous)
         return self
-
-    def _backups_are_kept_by_what_can(self) -> None:
-        if self.backup_with == "barman":
-            for name in ("backup_bucket", "backup_encrypt"):
-                if getattr(self, name):
-                    msg = (
-                        f"{PREFIX}{name.upper()} is set, and only pgBackRest can do that: AEGIS_BACKUP_WITH=pgbackrest"
-                    )
-                    raise ValueError(msg)
-        elif self.backup_synchronous:
-            msg = (
-                "AEGIS_BACKUP_SYNCHRONOUS is set, and only Barman receives what is committed: AEGIS_BACKUP_WITH=barman"
-            )
-            raise ValueError(msg)
 
     def _sentinels_have_all_they_need(self) -> None:
         if names_sentinels(self.broker_url):
@@ -317,11 +304,6 @@ class Settings(BaseModel):
     def backups(self) -> Path:
         """Where backups are: below the home, or, as it should be, elsewhere."""
         return self.home / "backup" if self.backup_repository == Path() else self.backup_repository
-
-    @property
-    def bucket(self) -> Bucket:
-        """Where in a bucket backups are, if they are in one."""
-        return bucket(self.backup_bucket)
 
     @property
     def archives(self) -> bool:
@@ -409,19 +391,6 @@ def safe_url(url: str) -> str:
 
 # Where a driver takes it by its name: "?password=...", "host=... password=...".
 _IN_WORDS: Final = re.compile(r"(?i)((?:password|passwd|passfile|sslpassword)=)[^&\s;]*")
-
-
-def _with_driver(url: str) -> str:
-    for plain in ("postgresql://", "postgres://"):
-        if url.startswith(plain):
-            return "postgresql+psycopg2://" + url.removeprefix(plain)
-    if url.startswith("sqlite"):
-        msg = "workers and commands need PostgreSQL; give SQLite's address to DurableWorkflowEngine itself"
-        raise ValueError(msg)
-    if url and not url.startswith("postgresql+psycopg2://"):
-        msg = "it is not a postgresql:// address"
-        raise ValueError(msg)
-    return url
 
 
 def _without_password(url: str) -> str:

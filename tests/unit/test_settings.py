@@ -403,7 +403,7 @@ def test_where_in_a_bucket_backups_are() -> None:
     expected = Bucket(
         name="backups", prefix="shop/one", host="minio", port=9000, region="eu-1", style="path", ca="/ca.pem"
     )
-    assert settings.bucket == expected
+    assert bucket(settings.backup_bucket) == expected
     assert settings.backup_place == f"AEGIS_BACKUP_BUCKET={given}"
     assert bucket("s3://backups").host == "s3.amazonaws.com"
     assert (bucket("s3://backups").port, bucket("s3://backups").prefix) == (443, "")

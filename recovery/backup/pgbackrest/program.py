@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ....config.bucket import bucket
 from ....config.home import NOBODY
 from ....config.keys import backup_secret
 from ....config.settings import Settings
@@ -220,7 +221,7 @@ def _lines(settings: Settings, folder: Path) -> Iterator[str]:
 
 
 def _bucket_lines(settings: Settings) -> Iterator[str]:
-    place = settings.bucket
+    place = bucket(settings.backup_bucket)
     yield from (
         "repo1-type=s3",
         f"repo1-path=/{place.prefix}",
