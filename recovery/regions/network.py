@@ -136,6 +136,8 @@ def joined(names: Sequence[str], observers: Sequence[str] = (), grace: float = _
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        # A signal to the whole group, or a terminal that is closed, must not take the lines from those still stopping.
+        start_new_session=True,
     )
     try:
         network = Network(names, observers, process, _ask(process)["places"])
