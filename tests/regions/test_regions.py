@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -10,7 +11,13 @@ from regional import Client, Site
 
 from aegis.recovery.regions.regions import NAMES
 
-pytestmark = pytest.mark.faults
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(
+        os.environ.get("AEGIS_TEST_REGIONS") != "1",
+        reason="ten minutes of a machine that does nothing else: AEGIS_TEST_REGIONS=1 runs it",
+    ),
+]
 
 # What was on its way when the line was cut may still have been acknowledged.
 JUST_NOW = 0.5
