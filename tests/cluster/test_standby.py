@@ -11,6 +11,7 @@ from cluster_site import Site
 from command_line import CommandLine
 from deployment import Deployment
 from fault_workflows import Steps
+from local_engine import eventually
 
 from aegis.core.errors import InvalidData, NotOnSQLite
 from aegis.persistence.asynchronous import AsyncDatabase, spawn
@@ -41,6 +42,10 @@ def paused(site: Site, *, pause: bool) -> None:
             database = Database(site.url_of([node]), pool_size=1)
             with database.statement() as connection:
                 connection.exec_driver_sql(f"SELECT pg_wal_replay_{'pause' if pause else 'resume'}()")
+                state = "SELECT pg_get_wal_replay_pause_state()"
+                wanted = "paused" if pause else "not paused"
+                # It is asked for, and done once the process that replays comes to it.
+                eventually(wanted, lambda: connection.exec_driver_sql(state).scalar_one() == wanted)  # noqa: B023
             database.close()
 
 

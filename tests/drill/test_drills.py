@@ -82,6 +82,7 @@ def test_the_quick_drills_pass_and_leave_nothing_but_their_reports(home: Path, t
     new_anchor_key(home / "keys", "aegis.example/drill")
     aegis = CommandLine({"AEGIS_HOME": str(home), "TMPDIR": str(temporary), **PATIENT}, home)
     said = drill(aegis, "quick", "--json", "--seed", "7", "--report", str(home / "reports"))
+    assert said.stdout, said.stderr
     assert said.status == 0, said.stderr + "\n".join(_missed(json.loads(said.stdout)))
     reports = {each["scenario"]: each for each in json.loads(said.stdout)["reports"]}
     assert tuple(reports) == QUICK

@@ -46,7 +46,8 @@ def test_what_was_measured_stands_beside_what_is_declared(tmp_path: Path) -> Non
     assert found.state is State.OK
     assert found.says.startswith("process 2.3 s of 5 s; broker 1.2 s of 5 s; the oldest 0.")
     assert found.says.endswith(
-        "never: host, long-handler, database, machine, disk, tampering, database-node, region, operator"
+        "never: host, long-handler, broker-failover, database, machine, disk, tampering, database-disk, database-node,"
+        " switch-over, region, operator"
     )
 
 
