@@ -150,7 +150,7 @@ class Site:
     def postmaster(self, name: str) -> psutil.Process:
         """Return a node's PostgreSQL."""
         node = next(node for node in self.cluster.layout.nodes if node.name == name)
-        return psutil.Process(int((node.data / "postmaster.pid").read_text().splitlines()[0]))
+        return psutil.Process(node.postmaster())
 
     def receivers(self, leader: str) -> list[psutil.Process]:
         """Return the processes that receive the standbys' WAL."""
@@ -169,11 +169,8 @@ class Site:
 
     def set_mode(self, mode: object) -> None:
         """Change synchronous mode, in all nodes."""
-        node, layout = self.cluster.layout.nodes[0], self.cluster.layout
         change = {"synchronous_mode": mode, "synchronous_mode_strict": bool(mode)}
-        status, said = patroni.ask(f"{node.api}/config", change, password=layout.password, method="PATCH")
-        if status != 200:
-            raise SystemExit(said)
+        patroni.change(self.cluster.layout, change)
 
 
 Struck = tuple[float, Callable[[], object]]

@@ -121,7 +121,7 @@ class Cluster:
             environment={**self.python.environment, "PYTHONUNBUFFERED": "1"},
             identity={**server_identity(), "cwd": "/"},
             # Its PostgreSQL is in a session of its own, and would go on without it.
-            leaves=node.data / "postmaster.pid",
+            leaves=node.pid_file,
         )
         return self.move(node.host, service)
 

@@ -45,6 +45,20 @@ class Node:
         return self.folder / "data"
 
     @property
+    def pid_file(self) -> Path:
+        """Where its PostgreSQL says which process it is."""
+        return self.data / "postmaster.pid"
+
+    def postmaster(self) -> int:
+        """Return the pid of its PostgreSQL, which runs.
+
+        Raises:
+            FileNotFoundError: it does not.
+
+        """
+        return int(self.pid_file.read_text().splitlines()[0])
+
+    @property
     def api(self) -> str:
         """Where its Patroni answers."""
         return f"http://{self.host}:{self.api_port}"

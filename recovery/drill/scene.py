@@ -23,6 +23,7 @@ Place = tuple[int, int]
 
 # So many workflows are on their way when something shared is lost.
 WAITING: Final = 40
+_LOOK_EVERY: Final = 0.1
 _SHORT_TYPES: Final = ("DrillSteps", "DrillApproval")
 
 
@@ -130,3 +131,17 @@ def queueing(scene: Scene) -> Iterator[dict[str, Place]]:
 
 def _is_waiting(sight: Sight) -> bool:
     return sight.status == "pending" and sight.owner is None
+
+
+def wait_for(holds: Callable[[], bool], where: str, otherwise: str, within: float = 60) -> None:
+    """Wait until something holds.
+
+    Raises:
+        DrillNotRun: it does not in time (seconds); ``where`` and ``otherwise`` say what does not.
+
+    """
+    deadline = time.monotonic() + within
+    while not holds():
+        if time.monotonic() > deadline:
+            raise DrillNotRun(where, otherwise, "look at the load of the machine")
+        time.sleep(_LOOK_EVERY)

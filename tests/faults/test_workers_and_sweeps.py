@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,6 +71,7 @@ def test_other_pools_run_it_too(deployment: Deployment, pool: str) -> None:
     deployment.assert_sound()
 
 
+@pytest.mark.skipif(sys.gettrace() is not None, reason="under coverage's tracer the interrupted thread hangs in it")
 def test_a_pool_of_threads_stops_a_handler_that_takes_too_long(deployment: Deployment) -> None:
     deployment.beat()
     worker = deployment.worker(concurrency=1, options=["--pool=threads"])

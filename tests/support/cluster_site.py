@@ -46,7 +46,7 @@ class Site:
         return next(node for node in self.cluster.layout.nodes if node.name == name)
 
     def postmaster(self, name: str) -> psutil.Process:
-        return psutil.Process(int((self.node(name).data / "postmaster.pid").read_text().splitlines()[0]))
+        return psutil.Process(self.node(name).postmaster())
 
     def receivers(self, leader: str) -> list[psutil.Process]:
         """The processes that receive the standbys' WAL."""

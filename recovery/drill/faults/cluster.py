@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
-from http import HTTPStatus
-from http.client import HTTPException
 from typing import Final
 
 import psutil
@@ -15,13 +12,11 @@ from ....persistence import observe
 from ....persistence.database import Database
 from ...cluster import patroni
 from ...cluster.layout import Node
-from ..scene import WAITING, Fault, Place, Scene, count, to_each, under_way
+from ..scene import WAITING, Fault, Place, Scene, count, to_each, under_way, wait_for
 from ..servers import Clustered
 
 # How long the standbys hear nothing before the primary is lost, in the control.
 _BEHIND_FOR: Final = 3.0
-_KNOWN_WITHIN: Final = 60.0
-_LOOK_EVERY: Final = 0.1
 
 
 def lose_the_leader(scene: Scene) -> Fault:
@@ -73,7 +68,7 @@ def lose_the_leader_of_those_behind(scene: Scene) -> Fault:
     scene.box.supervisor.kill(name, stay_down=True)
     # What has reached a socket, and not the disk, is gone as well: as it is when a line is cut.
     to_each(receivers, psutil.Process.kill)
-    _await_another(servers, name)
+    wait_for(lambda: _another_leads(servers, name), "the cluster", "no standby took over")
     scene.movement.forget(met)
     return Fault(
         at=at,
@@ -97,28 +92,20 @@ def _clustered(scene: Scene) -> Clustered:
 
 def _set_synchronous(servers: Clustered, mode: str) -> None:
     """Change synchronous mode, and wait until all nodes know."""
-    layout = servers.cluster.layout
-    change = {"synchronous_mode": mode, "synchronous_mode_strict": mode != "off"}
-    told = False
-    deadline = time.monotonic() + _KNOWN_WITHIN
-    while time.monotonic() < deadline:
-        with suppress(OSError, HTTPException):
-            if not told:
-                status, _ = patroni.ask(
-                    f"{layout.nodes[0].api}/config", change, password=layout.password, method="PATCH"
-                )
-                told = status == HTTPStatus.OK
-            synchronous = any(member.follows for member in servers.cluster.members())
-            if told and synchronous == (mode != "off"):
-                return
-        time.sleep(_LOOK_EVERY)
-    raise DrillNotRun("the cluster", f"synchronous mode does not become {mode}", "look at the load of the machine")
+    cluster = servers.cluster
+    patroni.change(cluster.layout, {"synchronous_mode": mode, "synchronous_mode_strict": mode != "off"})
+    wait_for(
+        lambda: any(member.follows for member in cluster.members()) == (mode != "off"),
+        "the cluster",
+        f"synchronous mode does not become {mode}",
+    )
 
 
 def _receivers(node: Node) -> list[psutil.Process]:
     """Return the processes of a standby that receive the primary's WAL."""
-    postmaster = psutil.Process(int((node.data / "postmaster.pid").read_text().splitlines()[0]))
-    return [child for child in postmaster.children() if "walreceiver" in " ".join(child.cmdline())]
+    return [
+        child for child in psutil.Process(node.postmaster()).children() if "walreceiver" in " ".join(child.cmdline())
+    ]
 
 
 def _under_way_at(servers: Clustered, node: Node, scene: Scene) -> dict[str, Place]:
@@ -131,11 +118,6 @@ def _under_way_at(servers: Clustered, node: Node, scene: Scene) -> dict[str, Pla
         database.close()
 
 
-def _await_another(servers: Clustered, before: str) -> None:
-    deadline = time.monotonic() + _KNOWN_WITHIN
-    while time.monotonic() < deadline:
-        leads = patroni.leader(servers.cluster.members())
-        if leads is not None and leads.name != before:
-            return
-        time.sleep(_LOOK_EVERY)
-    raise DrillNotRun("the cluster", "no standby took over", "look at the load of the machine")
+def _another_leads(servers: Clustered, before: str) -> bool:
+    leads = patroni.leader(servers.cluster.members())
+    return leads is not None and leads.name != before

@@ -12,7 +12,7 @@ from ....workers.factory import make_app
 from ...cluster import patroni
 from ..client import Client
 from ..regional import Regional
-from ..scene import WAITING, Fault, Place, Scene, count, sights, under_way
+from ..scene import WAITING, Fault, Place, Scene, count, sights, under_way, wait_for
 
 # What the client inside asks for (workflows a second), and for how long before it is met.
 _INSIDE: Final = 2.0
@@ -51,7 +51,7 @@ def cut_where_nobody_waits(scene: Scene) -> Fault:
     time.sleep(_ALONE)
     anchored_at = time.monotonic()
     _anchor_inside(scene, regional, name)
-    _await(lambda: regional.regions.leader() not in {None, name}, "no other region took over")
+    wait_for(lambda: regional.regions.leader() not in {None, name}, "the regions", "no other region took over", _WITHIN)
     alone = [request for request in inside.requests() if request.acknowledged and request.answered_at > at]
     return Fault(
         at=at,
@@ -107,7 +107,12 @@ def _client_inside(scene: Scene, regional: Regional) -> Client:
     with regional.regions.network.inside(region.name):
         client.run(_INSIDE)  # its threads are there from now on
     time.sleep(_BEFORE)
-    _await(lambda: any(each.acknowledged for each in client.requests()), "the client in the region is not served")
+    wait_for(
+        lambda: any(each.acknowledged for each in client.requests()),
+        "the regions",
+        "the client in the region is not served",
+        _WITHIN,
+    )
     return client
 
 
@@ -149,12 +154,4 @@ def _wait_for_nobody(scene: Scene, regional: Regional) -> None:
         with scene.box.database.statement() as connection:
             return not connection.exec_driver_sql("SHOW synchronous_standby_names").scalar_one()
 
-    _await(does_not_wait, "commits still wait for another region")
-
-
-def _await(holds: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + _WITHIN
-    while not holds():
-        if time.monotonic() > deadline:
-            raise DrillNotRun("the regions", otherwise, "look at the load of the machine")
-        time.sleep(_LOOK_EVERY)
+    wait_for(does_not_wait, "the regions", "commits still wait for another region", _WITHIN)
