@@ -24,6 +24,8 @@ def _lines(report: Report) -> Iterator[str]:
     yield "|---|---|---|"
     yield f"| RPO | {report.objective.rpo:g} s | {_most(report.rpo)} |"
     yield f"| RTO ({report.objective.counts}) | {report.objective.rto:g} s | {_times(report)} |"
+    if len(report.outcomes) > 1:
+        yield f"| RTO, run by run | | {', '.join(_taken(outcome) for outcome in report.outcomes)} |"
     acknowledged = sum(outcome.acknowledged for outcome in report.outcomes)
     yield f"| acknowledged and lost | none | {sum(o.lost for o in report.outcomes)} of {acknowledged} |"
     yield f"| recorded twice | none | {sum(o.doubled for o in report.outcomes)} |"
@@ -49,6 +51,10 @@ def _times(report: Report) -> str:
     several = f"{max(times):.2f} s the longest, {median(times):.2f} s the median of {len(times)}"
     told = several if len(times) > 1 else f"{times[0]:.2f} s"
     return f"{told}; {missing} never recovered" if missing else told
+
+
+def _taken(outcome: Outcome) -> str:
+    return "never" if outcome.rto is None else f"{outcome.rto:.2f} s"
 
 
 def _most(rpo: float | None) -> str:

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,11 +20,14 @@ from ...core.errors import AegisError
 from ...core.objective import Objective
 from ...servers.postgres import server_programs
 from ...servers.valkey import Valkey
+from ..cluster import programs
 
 FORMAT: Final = "aegis-drill/1"
 PASS: Final = "PASS"  # noqa: S105 - a verdict
 FAIL: Final = "FAIL"
 _PACKAGES: Final = ("aegis-workflows", "celery", "kombu", "sqlalchemy", "psycopg2-binary", "pydantic")
+# What a cluster and an archive are made of: not there where no scenario can need it.
+_EXTRAS: Final = ("patroni", "barman")
 _TELLING: Final = (
     *("heartbeat_interval", "heartbeat_timeout", "sweep_interval", "ring_grace", "checkpoint_interval"),
     *("anchor_interval", "anchor_every"),
@@ -179,11 +183,14 @@ def _processor() -> str:
 def versions(settings: Settings) -> dict[str, str]:
     """Return the versions of what was drilled."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *_EXTRAS):
         try:
             found[package] = version(package)
         except ImportError:
-            found[package] = "unknown"
+            if package in _PACKAGES:
+                found[package] = "unknown"
+    with suppress(AegisError):
+        found["etcd"] = _said([str(programs.etcd(settings)), "--version"])
     found["postgresql"] = _said([str(server_programs(settings) / "postgres"), "--version"])
     found["valkey"] = _said([str(Valkey.prepare(settings).program), "--version"])
     return found
