@@ -21,6 +21,14 @@ class Bell:
     priority: int = 0
 
 
+def overdue(priority: int) -> int:
+    """Return the priority of a bell for what should have moved before: ahead of all that has none.
+
+    It is older than whatever waits, and would else come to stand behind it.
+    """
+    return max(priority, 1)
+
+
 class Ring(Protocol):
     """The port through which the engine reaches a broker that it does not know."""
 

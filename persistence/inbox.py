@@ -17,7 +17,7 @@ from ..core.names import check_name
 from ..core.workflow import read_payload, registry
 from .approvals import steered_by
 from .models import ENDED, EventRow, WorkflowRow
-from .operations import Terms, awake, check_reason, label_of, lock
+from .operations import Terms, awake, check_reason, label_of, lock, ring_overdue
 from .records import Position
 
 _ANY_SIZE: Final = 2**30
@@ -38,7 +38,7 @@ class Message:
 def send(session: Session, message: Message, terms: Terms) -> Bell | None:
     """Accept an event for a workflow; it is kept until a state takes it.
 
-    Returns None if it was received before, or does not set anything off yet.
+    Returns None if it does not set anything off yet, or was received before and is on its way.
 
     Raises:
         UnknownWorkflowType, UnknownEvent, InvalidData, NotCanonical, InvalidName: nothing was written.
@@ -50,7 +50,7 @@ def send(session: Session, message: Message, terms: Terms) -> Bell | None:
     position, status, now = lock(session, message.workflow_id)
     body = _acceptable(session, message, position, status, terms.max_bytes)
     if body is None:
-        return None
+        return ring_overdue(session, message.workflow_id, terms)
     # The row is locked: no other sender comes between the questions and this.
     session.execute(
         insert(EventRow).values(

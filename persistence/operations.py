@@ -7,14 +7,14 @@ Written once against a synchronous ``Session``: an async engine reaches them thr
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import and_, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from ..core.bell import Bell
+from ..core.bell import Bell, overdue
 from ..core.canonical import Json, canonical
 from ..core.chain import MacKey, checkpoint_commitment, timestamp
 from ..core.errors import DeadlineExceeded, HistoryBroken, InvalidData, InvalidName, WrongStatus
@@ -301,6 +301,28 @@ def ring(session: Session, workflow_ids: Sequence[str], terms: Terms) -> list[Be
         .returning(*_RUNG)
     )
     return [_bell_of(row) for row in rows]
+
+
+def ring_overdue(session: Session, workflow_id: str, terms: Terms) -> Bell | None:
+    """Return a bell for a workflow that could run, that nobody has in hand, and of which nothing was heard for long.
+
+    For whoever asks for something again: the answer was lost, and with it the bell, perhaps. Nobody is rung
+    twice as long as the grace lasts.
+    """
+    now = sql.now()
+    row = session.execute(
+        update(WorkflowRow)
+        .where(
+            WorkflowRow.id == workflow_id,
+            WorkflowRow.owner.is_(None),
+            WorkflowRow.ready_at <= now,
+            WorkflowRow.due_at <= now,
+        )
+        .values(due_at=now + terms.grace, rings=1)
+        .returning(*_RUNG)
+    ).one_or_none()
+    bell = None if row is None else _bell_of(row)
+    return None if bell is None else replace(bell, priority=overdue(bell.priority))
 
 
 # --- shared -------------------------------------------------------------------------------

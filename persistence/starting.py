@@ -21,7 +21,7 @@ from ..core.workflow import Workflow, snapshot, state_of
 from . import moves, sql
 from .history import not_found
 from .models import ENDED, CheckpointRow, DeploymentRow, PayloadRow, RemovalRow, TransitionRow, WorkflowRow
-from .operations import Terms
+from .operations import Terms, ring_overdue
 from .records import Following
 from .repeated import was_started
 from .schema import no_deployment_name
@@ -286,7 +286,7 @@ def _outcome(
             return Started(id=wanted.id, new=True, bell=made.bell)
         if was_started(session, wanted.id, wanted.start, wanted.data):
             vouch(session.connection())
-            return Started(id=wanted.id, new=False, bell=None)
+            return Started(id=wanted.id, new=False, bell=ring_overdue(session, wanted.id, terms))
         if (holder := _holder(session, wanted)) is not None:
             vouch(session.connection())
             return Started(id=holder, new=False, bell=None)

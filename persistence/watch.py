@@ -117,6 +117,13 @@ def living(connection: Connection, timeout: timedelta) -> int:
     return connection.execute(select(func.count()).where(WorkerRow.seen_at > since)).scalar_one()
 
 
+def served(connection: Connection, timeout: timedelta) -> set[str]:
+    """Return the types, as ``type/version``, of the workers that gave a sign of life within the last ``timeout``."""
+    since = sql.now() - timeout
+    rows = connection.scalars(select(WorkerRow.types).where(WorkerRow.seen_at > since))
+    return {each for types in rows for each in types}
+
+
 def neighbours(connection: Connection, host: str) -> list[tuple[str, int]]:
     """Return id and pid of the workers that said they run on this host."""
     rows = connection.execute(select(WorkerRow.id, WorkerRow.pid).where(WorkerRow.host == host))

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from ..config.logging import get_logger
 from ..core import recovery
-from ..core.bell import Bell
+from ..core.bell import Bell, overdue
 from ..core.errors import BrokerUnavailable
 from ..core.recovery import Due, Heartbeat, Policy
 from ..persistence import watch
@@ -136,4 +136,5 @@ def _ring_due(database: Database, broker: Doorbell, policy: Policy, known: froze
 
 
 def _bell(row: Due) -> Bell:
-    return Bell(workflow_id=row.workflow_id, seq=row.seq, queue=row.queue, label=row.label, priority=row.priority)
+    priority = overdue(row.priority) if row.rings else row.priority
+    return Bell(workflow_id=row.workflow_id, seq=row.seq, queue=row.queue, label=row.label, priority=priority)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ from store_workflows import Act, Booking, Letter, Once, Parcel, Stage
 
 from aegis import Context, Workflow
 from aegis.config.settings import Settings
+from aegis.core.bell import Bell
 from aegis.core.errors import DatabaseUnavailable
 from aegis.core.recovery import Policy
 from aegis.persistence import repository, watch
@@ -420,6 +421,27 @@ def test_a_queue_that_nobody_listens_to_is_not_rung_for_ever(
         run_sweep(database, doorbell, POLICY)
     # The bells of the starts were never rung here: they are rung once, and then only wait.
     assert doorbell.lengths(["belt"]) == {"belt": 20}
+
+
+def test_what_is_rung_again_goes_ahead_of_what_was_never_rung(
+    engine: DurableWorkflowEngine, database: Database, doorbell: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is older than all that waits; behind a backlog it would wait for the whole of it."""
+    engine.start(Once(), id="lost")
+    engine.start(Once(), id="urgent", priority=5)
+    engine.start(Once(), id="new")
+    alive(database, "aegis")
+    sql(database, "UPDATE aegis_workflow SET due_at = clock_timestamp() - interval '1 s'")
+    sql(database, "UPDATE aegis_workflow SET rings = 0 WHERE id = 'new'")
+    rung: dict[str, int] = {}
+
+    def ring(_self: Broker, bells: Sequence[Bell]) -> bool:
+        rung.update({bell.workflow_id: bell.priority for bell in bells})
+        return True
+
+    monkeypatch.setattr(Broker, "ring", ring)
+    run_sweep(database, doorbell, POLICY)
+    assert rung == {"lost": 1, "urgent": 5, "new": 0}
 
 
 def test_a_sweep_whose_bells_did_not_go_out_leaves_alone_what_moved_meanwhile(

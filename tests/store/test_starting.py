@@ -39,7 +39,7 @@ from aegis.core.starting import Start
 from aegis.persistence.database import Database
 from aegis.persistence.durable import DurableWorkflowEngine
 from aegis.tasks.bench import Bench
-from aegis.tasks.transition import Ended, run_transition
+from aegis.tasks.transition import Ended, run_transition, take
 
 HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)
@@ -575,6 +575,41 @@ def test_a_repeated_start_has_to_say_the_same(engine: DurableWorkflowEngine, dat
         with pytest.raises(StartConflict, match=name):
             engine.start(Once(), id="o", **given | {name: other})
     assert everything(database) == before
+
+
+def test_who_asks_again_after_long_is_rung_for_ahead_of_the_rest(
+    engine: DurableWorkflowEngine, ring: RecordingRing, database: Database
+) -> None:
+    """The answer was lost, and the bell with it: who is told "accepted" is not to wait for the sweep."""
+    engine.start(Once(), id="o")
+    engine.start(Letter(), id="l")
+    engine.send("l", "finish", "so", key="k")
+    ring.take()
+    engine.start(Once(), id="o")
+    engine.send("l", "finish", "so", key="k")
+    assert ring.take() == [], "its bell is on its way, for all that is known"
+    sql(database, "UPDATE aegis_workflow SET due_at = clock_timestamp() - interval '1 s'")
+    handle = engine.start(Once(), id="o")
+    assert (handle.new, handle.rung) == (False, True)
+    engine.send("l", "finish", "so", key="k")
+    assert [(bell.workflow_id, bell.seq, bell.priority) for bell in ring.take()] == [("o", 0, 1), ("l", 0, 1)]
+    engine.start(Once(), id="o")
+    engine.send("l", "finish", "so", key="k")
+    assert ring.take() == [], "once in a grace"
+
+
+def test_who_asks_again_for_what_is_in_hand_or_waits_rings_nobody(
+    engine: DurableWorkflowEngine, ring: RecordingRing, database: Database, bench: Bench
+) -> None:
+    engine.start(Once(), id="o", delay=HOUR)
+    engine.start(Once(), id="claimed")
+    engine.start(Letter(), id="l")
+    assert take(bench, "claimed", 0, redelivered=False) is not None
+    ring.take()
+    sql(database, "UPDATE aegis_workflow SET due_at = clock_timestamp() - interval '1 s' WHERE due_at IS NOT NULL")
+    for again in (Start(Once(), id="o", delay=HOUR), Start(Once(), id="claimed"), Start(Letter(), id="l")):
+        assert engine.start_many([again])[0].new is False
+    assert ring.take() == []
 
 
 def test_the_history_tells_what_was_asked_for(engine: DurableWorkflowEngine) -> None:
