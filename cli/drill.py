@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shlex
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -25,6 +26,8 @@ from ..recovery.drill.scenario import Scenario
 from ..recovery.drill.scenarios import ALL, BY_NAME, QUICK, SCENARIOS
 from ..recovery.drill.seal import check_seal
 from ..recovery.drill.session import Session, Skipped
+from ..recovery.drill.staging import Orders, rehearse
+from ..recovery.drill.system import Tell
 from ..tasks.drilled import measured
 from .output import EXIT_ERROR, EXIT_NO, EXIT_OK, Output, json_option, table
 
@@ -86,7 +89,7 @@ def drill_command() -> None:
 
     Each drill makes a deployment of its own, with private servers in a temporary folder, loads it, does what its
     scenario says, types what the runbook says, waits until everything moves again, and verifies all of it. It
-    touches nothing of the deployment whose settings it takes.
+    touches nothing of the deployment whose settings it takes. With --staging NAME it drills that very deployment.
     """
 
 
@@ -98,20 +101,76 @@ def _command(name: str, scenarios: Sequence[Scenario]) -> click.Command:
     )
     @click.option("--seed", type=click.IntRange(1, _MOST_SEED), help="Draws what is left to chance; a random one.")
     @click.option("--report", type=click.Path(path_type=Path), help="Also keep the reports in this folder.")
+    @click.option(
+        "--staging",
+        metavar="NAME",
+        help="On the deployment of this shell's settings, which has to have this name; not on a sandbox.",
+    )
+    @click.option("--inject", metavar="COMMAND", help="With --staging: what breaks it. Needed.")
+    @click.option("--heal", metavar="COMMAND", help="With --staging: what a person does then; else nothing is done.")
+    @click.option("--undo", metavar="COMMAND", help="With --staging: what brings back what is still away in the end.")
     @json_option
-    def command(out: Output, repeat: int, load: float, seed: int | None, report: Path | None) -> int:
+    def command(
+        out: Output,
+        repeat: int,
+        load: float,
+        seed: int | None,
+        report: Path | None,
+        staging: str | None,
+        **commands: str | None,
+    ) -> int:
         """Carry out a scenario, and keep its report below AEGIS_HOME/drills.
 
         Exit status: 0 every objective was met, 1 one was missed, or something was lost; 2 it could not be run.
         """
-        drawn = seed or 1 + secrets.randbelow(_MOST_SEED)
-        return _run(out, scenarios, Terms(load=load, seed=drawn), repeat, report)
+        terms = Terms(load=load, seed=seed or 1 + secrets.randbelow(_MOST_SEED))
+        orders = _orders(staging, scenarios, commands)
+        if staging is None or orders is None:
+            return _run(out, report, lambda tell: _on_sandboxes(scenarios, terms, repeat, tell))
+        (scenario,) = scenarios
+        return _run(
+            out,
+            report,
+            lambda tell: iter((rehearse(settings(), staging, scenario, orders, terms, repeat, tell),)),
+        )
 
     made: click.Command = command
     return made
 
 
-def _run(out: Output, scenarios: Sequence[Scenario], terms: Terms, repeat: int, folder: Path | None) -> int:
+def _orders(staging: str | None, scenarios: Sequence[Scenario], commands: Mapping[str, str | None]) -> Orders | None:
+    """Return what is to be done to a staging system; None without one.
+
+    Raises:
+        UsageError: what was given does not go together, or is no command.
+
+    """
+    if staging is None:
+        given = [f"--{name}" for name, command in commands.items() if command is not None]
+        if given:
+            raise click.UsageError(f"{given[0]} goes with --staging: a sandbox is broken, and mended, by the drill")
+        return None
+    if len(scenarios) != 1:
+        raise click.UsageError("--staging goes with one scenario: each is broken in a way of its own")
+    if commands["inject"] is None:
+        raise click.UsageError("--staging needs --inject, the command that breaks the system")
+    split = {}
+    for name, command in commands.items():
+        try:
+            split[name] = shlex.split(command or "")
+        except ValueError as error:
+            raise click.UsageError(f"--{name} is no command: {error} in {command!r}") from None
+        if command is not None and not split[name]:
+            raise click.UsageError(f"--{name} is no command: it is empty")
+    return Orders(**split)
+
+
+def _on_sandboxes(scenarios: Sequence[Scenario], terms: Terms, repeat: int, tell: Tell) -> Iterator[Report | Skipped]:
+    with Session(settings(), terms, tell) as session:
+        yield from session.run(scenarios, repeat)
+
+
+def _run(out: Output, folder: Path | None, drill: Callable[[Tell], Iterator[Report | Skipped]]) -> int:
     configured = settings()
     key = signing_key(configured.key_folder)
     began = time.monotonic()
@@ -124,14 +183,13 @@ def _run(out: Output, scenarios: Sequence[Scenario], terms: Terms, repeat: int, 
     _end_on_signals()
     # What is away on purpose is not worth a line each time.
     logging.getLogger("aegis").setLevel(logging.CRITICAL)
-    with Session(configured, terms, tell) as session:
-        for found in session.run(scenarios, repeat):
-            if isinstance(found, Skipped):
-                skipped.append(found)
-                continue
-            reports.append(found)
-            for place in (configured.places.drills, *([] if folder is None else [folder])):
-                keep(found, place, key)
+    for found in drill(tell):
+        if isinstance(found, Skipped):
+            skipped.append(found)
+            continue
+        reports.append(found)
+        for place in (configured.places.drills, *([] if folder is None else [folder])):
+            keep(found, place, key)
     if key is None:
         out.warn("the reports are not sealed: there is no key; `aegis keys new anchor` makes one")
     out.show(_document(reports, skipped), lambda here: _render(here, configured, reports, skipped))

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from ...core.errors import AegisError, WorkflowNotFound
@@ -45,7 +44,7 @@ class Client:
     """Asks ``rate`` times a second for a new workflow, until it is told to stop."""
 
     def __init__(
-        self, engine: DurableWorkflowEngine, ledger: ClientLedger, outside: Path, prefix: str, drawn: random.Random
+        self, engine: DurableWorkflowEngine, ledger: ClientLedger, outside: str, prefix: str, drawn: random.Random
     ) -> None:
         self._engine, self._ledger, self._outside, self._prefix = engine, ledger, outside, prefix
         self._random = drawn
@@ -82,11 +81,11 @@ class Client:
 
     def long(self, goal: int) -> DrillLong:
         """Return a workflow with one handler of so many turns."""
-        return DrillLong(outside=str(self._outside), goal=goal)
+        return DrillLong(outside=self._outside, goal=goal)
 
     def steps(self) -> DrillSteps:
         """Return a workflow of four short transitions."""
-        return DrillSteps(outside=str(self._outside), pause=round(self._random.uniform(0.005, 0.04), 3))
+        return DrillSteps(outside=self._outside, pause=round(self._random.uniform(0.005, 0.04), 3))
 
     def rest(self, within: float) -> bool:
         """Ask for nothing new; return whether all that was asked for is acknowledged in time (seconds)."""
@@ -117,7 +116,7 @@ class Client:
         if self._count % _LONG == _LONG - 1:
             return self.long(40)
         if self._count % _APPROVALS == 1:
-            return DrillApproval(outside=str(self._outside))
+            return DrillApproval(outside=self._outside)
         return self.steps()
 
     def _ask(self, workflow: Workflow) -> str:

@@ -37,6 +37,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield "| | |"
     yield "|---|---|"
     yield f"| when | {report.started_at:%Y-%m-%d %H:%M} to {report.finished_at:%H:%M} UTC |"
+    yield f"| system | {_cell(report.system)} |"
     yield f"| load | {report.load:g} new workflows a second, seed {report.seed} |"
     for name, value in {**report.machine, **report.versions, **report.settings}.items():
         shown = f"{value:g}" if isinstance(value, float) else value
@@ -74,7 +75,7 @@ def _outcome(outcome: Outcome) -> Iterator[str]:
     yield ""
     yield (
         f"{outcome.acknowledged} requests acknowledged, {outcome.refused} refused, {outcome.ambiguous} of these carried"
-        f" out all the same; {outcome.transitions} transitions, {outcome.repeated} handlers ran twice; the first moved"
+        f" out all the same; {outcome.transitions} transitions, {_repeated(outcome)}; the first moved"
         f" after {'-' if outcome.first is None else f'{outcome.first:.2f} s'}; longest without an acknowledgement"
         f" {outcome.gap:.2f} s."
     )
@@ -86,6 +87,10 @@ def _outcome(outcome: Outcome) -> Iterator[str]:
             status = "runs on" if ran.status is None else f"{ran.status}{'' if ran.passed else ', **unexpected**'}"
             yield f"| `{ran.command}` | {ran.stage} | {status} | {ran.seconds:.1f} |"
         yield ""
+
+
+def _repeated(outcome: Outcome) -> str:
+    return "no trace of its handlers" if outcome.repeated is None else f"{outcome.repeated} handlers ran twice"
 
 
 def _cell(text: str) -> str:

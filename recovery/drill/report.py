@@ -87,8 +87,8 @@ class Outcome:
     lost: int
     doubled: int
     transitions: int
-    repeated: int
-    """Handlers that had their effect more than once: what at-least-once cost."""
+    repeated: int | None
+    """Handlers that had their effect more than once: what at-least-once cost; None: they left no trace here."""
     rpo: float | None
     first: float | None
     rto: float | None
@@ -109,6 +109,8 @@ class Report:
     """What a scenario came to, in all its repetitions."""
 
     scenario: str
+    system: str
+    """What was drilled."""
     title: str
     injects: str
     objective: Objective
@@ -180,8 +182,8 @@ def _processor() -> str:
     return next(named, platform.processor() or "unknown")
 
 
-def versions(settings: Settings) -> dict[str, str]:
-    """Return the versions of what was drilled."""
+def packages() -> dict[str, str]:
+    """Return the versions of Python and of what is installed in it."""
     found = {"python": platform.python_version()}
     for package in (*_PACKAGES, *_EXTRAS):
         try:
@@ -189,6 +191,12 @@ def versions(settings: Settings) -> dict[str, str]:
         except ImportError:
             if package in _PACKAGES:
                 found[package] = "unknown"
+    return found
+
+
+def servers(settings: Settings) -> dict[str, str]:
+    """Return the versions of the servers that a sandbox has."""
+    found = {}
     with suppress(AegisError):
         found["etcd"] = _said([str(programs.etcd(settings)), "--version"])
     found["postgresql"] = _said([str(server_programs(settings) / "postgres"), "--version"])

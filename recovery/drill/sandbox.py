@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -21,25 +20,20 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from celery import Celery
 
 from ...config.keys import new_anchor_key
 from ...config.settings import Settings
 from ...core.anchor import log_name
-from ...core.errors import AegisError, ServerUnavailable
+from ...core.errors import ServerUnavailable
 from ...persistence import watch
 from ...persistence.database import Database
-from ...persistence.durable import DurableWorkflowEngine
 from ...persistence.migrate import upgrade
-from ...persistence.operations import Terms
 from ...persistence.schema import deployment_name
 from ...servers.supervisor import Service, Supervisor
 from ...tasks.anchor import Policy, anchor, notary
-from ...tasks.broker import Broker
-from ...tasks.scrub import sources
 from ...tasks.sinks import sinks
-from ...workers.factory import make_app
 from .servers import Kind, Servers, prepared
+from .system import System, Tell, program
 
 WORKLOAD: Final = "aegis.recovery.drill.workload"
 BEAT: Final = "beat"
@@ -56,9 +50,6 @@ _ALIKE: Final = (
 _ALIVE_WITHIN: Final = 60.0
 _ANCHORED_WITHIN: Final = 30.0
 _LOOK_EVERY: Final = 0.1
-_COMMAND_TIMEOUT: Final = 120.0
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +65,17 @@ class Needs:
     disk: str = ""
 
 
-class Sandbox:
+class Sandbox(System):
     """One deployment, up; made by ``sandbox``."""
 
+    name = "a sandbox"
+
     def __init__(self, root: Path, servers: Servers, tell: Tell) -> None:
-        self.root, self.servers, self.settings, self.tell = root, servers, servers.settings, tell
-        settings = self.settings
-        self.outside = root / "outside"
-        self.outside.mkdir(mode=0o777)
-        self.environment = {**_no_settings(), **environment_of(settings)}
-        self.database = Database(settings.database, pool_size=4)
-        self.app: Celery = make_app(settings)
+        super().__init__(root, servers.settings, {**_no_settings(), **environment_of(servers.settings)}, tell)
+        self.servers, self.effects = servers, str(self.outside)
         self.supervisor = Supervisor(lambda service, what: tell(f"{service} {what}"))
         self._services: dict[str, Service] = {}
         self._typed = 0
-        self.broken: ServerUnavailable | None = None
-        """Why a service does not come up any more, if that is so."""
         self.hands_off = threading.Lock()
         """Held while something is broken on purpose: nothing is started again meanwhile."""
         self._ending = threading.Event()
@@ -193,13 +179,6 @@ class Sandbox:
             time.sleep(_LOOK_EVERY)
         return max((last.end for sink in places if (last := sink.last()) is not None), default=0)
 
-    def engine(self, database: Database | None = None, app: Celery | None = None) -> DurableWorkflowEngine:
-        """Return an engine for a client of this deployment, who may have a way of its own to all of it."""
-        grace = timedelta(seconds=self.settings.ring_grace)
-        terms = Terms(actor="app:drill", grace=grace, max_bytes=self.settings.max_bytes)
-        ring = Broker(app or self.app).ring
-        return DurableWorkflowEngine(database or self.database, ring, terms, sources(self.settings))
-
     def family(self, name: str) -> list[psutil.Process]:
         """Return a service's process and its children, but not the one that writes a worker's heartbeat."""
         with suppress(psutil.NoSuchProcess):
@@ -216,21 +195,6 @@ class Sandbox:
                     # PostgreSQL's children write their titles over their environment.
                     found |= {process, *process.children(recursive=True)}
         return list(found)
-
-    def run(self, argv: Sequence[str], desk: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as somebody would type it here, in a folder of that name."""
-        folder = self.root / desk
-        folder.mkdir(exist_ok=True)
-        return subprocess.run(
-            program(argv),
-            env={**os.environ, **self.environment},
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_COMMAND_TIMEOUT,
-            check=False,
-        )
 
     def leave_running(self, argv: Sequence[str]) -> None:
         """Start a command that runs on: a worker, or everything."""
@@ -301,16 +265,6 @@ def _no_settings() -> dict[str, str]:
     return {name: "" for name in os.environ if name.startswith("AEGIS_") and not name.startswith("AEGIS_TEST_")}
 
 
-def program(argv: Sequence[str]) -> list[str]:
-    """Return a command as it can be run: with the `aegis` of this very installation."""
-    if argv[0] != "aegis":
-        return list(argv)
-    beside = Path(sys.executable).with_name("aegis")
-    if beside.exists():
-        return [str(beside), *argv[1:]]
-    return [sys.executable, "-c", "from aegis.cli.main import main; main()", *argv[1:]]
-
-
 def is_pulse(process: psutil.Process) -> bool:
     """Whether a process writes a worker's heartbeat."""
     try:
@@ -337,15 +291,3 @@ def _disk(place: Path, size: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=False)  # noqa: S607 - likewise
-
-
-def unless_broken(box: Sandbox) -> None:
-    """Go on only while everything that is supervised can be started.
-
-    Raises:
-        AegisError: something does not come up any more.
-
-    """
-    if box.broken is not None:
-        error: AegisError = box.broken
-        raise error

@@ -69,5 +69,7 @@ class Scenario:
     """What the sandbox has to be; settings that make it possible to see within a minute what is declared for longer."""
     spends: bool = False
     """The sandbox is no good for another drill."""
+    sandboxed: bool = False
+    """What it does, or what it measures, can be done on a sandbox alone."""
     skipped: Callable[[], str] = lambda: ""
     """Why it cannot be run here; empty if it can."""

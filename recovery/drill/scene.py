@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import psutil
 
@@ -18,26 +18,34 @@ from .client import Client
 from .movement import Movement
 from .sandbox import Sandbox
 from .servers import WORKERS
+from .system import System
 
 Place = tuple[int, int]
 
 # So many workflows are on their way when something shared is lost.
 WAITING: Final = 40
 _LOOK_EVERY: Final = 0.1
-_SHORT_TYPES: Final = ("DrillSteps", "DrillApproval")
+SHORT_TYPES: Final = ("DrillSteps", "DrillApproval")
+
+
+Box_co = TypeVar("Box_co", bound=System, covariant=True)
 
 
 @dataclass(frozen=True)
-class Scene:
+class Stage(Generic[Box_co]):
     """What a fault has to do with."""
 
-    box: Sandbox
+    box: Box_co
     client: Client
     movement: Movement
     prefix: str
     random: random.Random
     at_end: Callable[[Callable[[], object]], object]
     """Has something done at the end of the drill, however that comes."""
+
+
+Scene = Stage[Sandbox]
+"""The stage of the faults that a drill does itself: on a sandbox, and nowhere else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,8 @@ class Fault:
     """What was acknowledged after this is given up on purpose: one goes back to then."""
     anchored_at: float | None = None
     """What was acknowledged before is anchored, and is lost nevertheless: `aegis reconcile` has to list it."""
+    sooner: float = 0.0
+    """By how much (seconds) it may have happened before ``at``: that counts as time without recovery."""
 
     @property
     def goes_back(self) -> bool:
@@ -72,7 +82,7 @@ class Fault:
 # --- where the workflows are ---------------------------------------------------------------------
 
 
-def sights(scene: Scene) -> list[Sight]:
+def sights(scene: Stage[System]) -> list[Sight]:
     """Return where the workflows of this drill are."""
     with scene.box.database.statement() as connection:
         return list(observe.sights(connection, scene.prefix))
@@ -100,11 +110,11 @@ def count(met: Mapping[str, Place]) -> str:
     return f"{len(met)} workflow{'s' * (len(met) != 1)}"
 
 
-def under_way(scene: Scene, *, at_least: int = 1, within: float = 20) -> dict[str, Place]:
+def under_way(scene: Stage[System], *, at_least: int = 1, within: float = 20) -> dict[str, Place]:
     """Return what could run, without what is inside a long handler: that goes on in its worker all the while."""
     deadline = time.monotonic() + within
     while True:
-        found = {s.workflow_id: s.place for s in sights(scene) if s.status == "pending" and s.type in _SHORT_TYPES}
+        found = {s.workflow_id: s.place for s in sights(scene) if s.status == "pending" and s.type in SHORT_TYPES}
         if len(found) >= at_least:
             return found
         if time.monotonic() > deadline:

@@ -10,7 +10,7 @@ from typing import Self
 from ...config.settings import Settings
 from ...core.objective import Objective
 from .drill import Drill, Terms
-from .report import Outcome, Report, machine, now, telling, versions
+from .report import Outcome, Report, machine, now, packages, servers, telling
 from .sandbox import Needs, Sandbox, sandbox
 from .scenario import Scenario
 
@@ -55,41 +55,19 @@ class Session:
                 yield self._report(scenario, repeat)
 
     def _report(self, scenario: Scenario, repeat: int) -> Report:
-        started_at = now()
-        declared = self._declared(scenario)
-        host, outcomes, told = machine(), list[Outcome](), dict[str, str]()
+        notes = Notes(scenario, declared_for(self._given, scenario), self._terms)
+        outcomes, told = list[Outcome](), dict[str, str]()
         for number in range(1, repeat + 1):
             box = self._sandbox(scenario)
-            told = told or versions(box.settings)
+            told = told or {**packages(), **servers(box.settings)}
             self._tell(f"{scenario.name}: {number} of {repeat}")
-            outcomes.append(Drill(box, scenario, declared, self._terms, number).run())
+            outcomes.append(Drill(box, scenario, scenario.fault, notes.declared, self._terms, number).run())
             if scenario.spends or not outcomes[-1].passed:
                 self._drop()
             else:
                 box.restore()
-        settings = telling(self._given.model_copy(update=dict(scenario.needs.settings)))
-        return Report(
-            scenario=scenario.name,
-            title=scenario.title,
-            injects=scenario.injects,
-            objective=declared,
-            seed=self._terms.seed,
-            load=self._terms.load,
-            started_at=started_at,
-            finished_at=now(),
-            machine=host,
-            versions=told,
-            settings=settings,
-            outcomes=tuple(outcomes),
-        )
-
-    def _declared(self, scenario: Scenario) -> Objective:
-        """Return the objective; of work inside a handler, what it comes to where checkpoints come more often."""
-        (declared,) = (each for each in self._given.declared if each.name == scenario.objective)
-        if not scenario.loses_progress:
-            return declared
-        interval = float(str(scenario.needs.settings.get("checkpoint_interval", self._given.checkpoint_interval)))
-        return replace(declared, rpo=declared.rpo * interval / self._given.checkpoint_interval)
+        settings = self._given.model_copy(update=dict(scenario.needs.settings))
+        return notes.report(Sandbox.name, told, settings, outcomes)
 
     def _sandbox(self, scenario: Scenario) -> Sandbox:
         if self._box is None or self._fits != scenario.needs:
@@ -102,3 +80,38 @@ class Session:
     def _drop(self) -> None:
         self._box = None
         self._stack.close()
+
+
+class Notes:
+    """What is known of a report before its first run."""
+
+    def __init__(self, scenario: Scenario, declared: Objective, terms: Terms) -> None:
+        self.scenario, self.declared, self.terms = scenario, declared, terms
+        self._started_at, self._machine = now(), machine()
+
+    def report(self, system: str, versions: dict[str, str], settings: Settings, outcomes: Sequence[Outcome]) -> Report:
+        """Return the report of these runs."""
+        return Report(
+            scenario=self.scenario.name,
+            system=system,
+            title=self.scenario.title,
+            injects=self.scenario.injects,
+            objective=self.declared,
+            seed=self.terms.seed,
+            load=self.terms.load,
+            started_at=self._started_at,
+            finished_at=now(),
+            machine=self._machine,
+            versions=versions,
+            settings=telling(settings),
+            outcomes=tuple(outcomes),
+        )
+
+
+def declared_for(given: Settings, scenario: Scenario) -> Objective:
+    """Return the objective; of work inside a handler, what it comes to where checkpoints come more often."""
+    (declared,) = (each for each in given.declared if each.name == scenario.objective)
+    if not scenario.loses_progress:
+        return declared
+    interval = float(str(scenario.needs.settings.get("checkpoint_interval", given.checkpoint_interval)))
+    return replace(declared, rpo=declared.rpo * interval / given.checkpoint_interval)

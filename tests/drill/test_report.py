@@ -56,6 +56,7 @@ OUTCOME = Outcome(
 )
 REPORT = Report(
     scenario="worker",
+    system="a sandbox",
     title="A worker was killed",
     injects="SIGKILL to a worker.",
     objective=DEFAULTS[0],

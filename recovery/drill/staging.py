@@ -1,0 +1,210 @@
+"""Drills on a staging system: it is named, loaded and measured from here, and broken by a command that is given.
+
+How to kill a process on another machine, or a machine, its own people know. Everything else is as on a
+sandbox: the load, the ledger of answers, what is declared, the runbook's looks, the verification, the report.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from ...config.settings import Settings
+from ...core.errors import DatabaseUnavailable, DrillNotRun, SinkUnavailable
+from ...persistence import watch
+from ...persistence.schema import deployment_name
+from ...tasks.sinks import sinks
+from .drill import Drill, Terms
+from .report import Outcome, Report, packages
+from .scenario import Command, Scenario
+from .scene import SHORT_TYPES, WAITING, Fault, Stage, under_way
+from .session import Notes, declared_for
+from .system import System, Tell
+from .workload import TRANSITIONS
+
+_WITHIN: Final = 120.0
+_WHOLE_WITHIN: Final = 120.0
+_LOOK_EVERY: Final = 0.2
+_MOST_SAID: Final = 500
+_WORKLOAD: Final = "aegis.recovery.drill.workload"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """The commands that are given: what breaks the system, what a person does then, what mends the rest of it."""
+
+    inject: Sequence[str]
+    heal: Sequence[str] = ()
+    undo: Sequence[str] = ()
+
+
+class Staging(System):
+    """A deployment that is there already, and that others may be working with."""
+
+    shared = True
+    effects = ""
+
+    def __init__(self, root: Path, settings: Settings, name: str, tell: Tell) -> None:
+        super().__init__(root, settings, {}, tell)
+        self.name = name
+        self._workers = 0
+
+    def admit(self) -> None:
+        """See that it is the one that is meant, and that its workers know a drill's workflows.
+
+        Raises:
+            DrillNotRun: it is not, or they do not. Nothing was written.
+
+        """
+        timeout = self.settings.recovery.heartbeat_timeout
+        with self.database.statement() as connection:
+            called = deployment_name(connection)
+            self._workers, served = watch.living(connection, timeout), watch.served(connection, timeout)
+        if called != self.name:
+            problem = f"the database of these settings is that of {called!r}"
+            raise DrillNotRun(self.name, problem, "set AEGIS_DATABASE_URL to the one that is meant, or name this one")
+        if not self._workers:
+            raise DrillNotRun(self.name, "it has no worker that lives", "start its workers")
+        missing = sorted(name for name in TRANSITIONS if not any(each.partition("/")[0] == name for each in served))
+        if missing:
+            problem = f"none of its workers knows {', '.join(missing)}"
+            raise DrillNotRun(
+                self.name, problem, f"add {_WORKLOAD} to AEGIS_WORKFLOWS there: production has no use for it"
+            )
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the drill's own packages, and of the database's server."""
+        with self.database.statement() as connection:
+            server = str(connection.exec_driver_sql("SHOW server_version").scalar_one())
+        return {**packages(), "postgresql": server.partition(" ")[0], "workers": str(self._workers)}
+
+    def anchor(self) -> int:
+        """Return how much of the log is known outside: it is the system's own beat that anchors."""
+        ends = []
+        for place in sinks(self.settings):
+            with suppress(SinkUnavailable):
+                last = place.last()
+                ends.append(0 if last is None else last.end)
+        return max(ends, default=0)
+
+    def leave_running(self, argv: Sequence[str]) -> None:
+        """Refuse: what runs on there is started by its own people."""
+        raise DrillNotRun(self.name, f"`{shlex.join(argv)}` would run on", "name a command that ends")
+
+    def restore(self) -> None:
+        """Wait until as many workers live as before."""
+        deadline = time.monotonic() + _WHOLE_WITHIN
+        while True:
+            living = -1
+            with suppress(DatabaseUnavailable), self.database.statement() as connection:
+                living = watch.living(connection, self.settings.recovery.heartbeat_timeout)
+            if living >= self._workers:
+                return
+            if time.monotonic() > deadline:
+                problem = f"{max(living, 0)} of {self._workers} workers live, {_WHOLE_WITHIN:g} s after the drill"
+                raise DrillNotRun(self.name, problem, "have --undo bring back what --inject took away")
+            time.sleep(_LOOK_EVERY)
+
+    def carry_out(self, argv: Sequence[str]) -> None:
+        """Run one of the commands that were given.
+
+        Raises:
+            DrillNotRun: it did not end well.
+
+        """
+        command = shlex.join(argv)
+        try:
+            done = subprocess.run(
+                list(argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_WITHIN, check=False
+            )
+        except OSError as error:
+            raise DrillNotRun(self.name, f"`{command}`: {error.strerror}", "name a program that is here") from None
+        except subprocess.TimeoutExpired:
+            raise DrillNotRun(self.name, f"`{command}` took more than {_WITHIN:g} s", "name one that ends") from None
+        if done.returncode:
+            said = (done.stdout + done.stderr).strip()[-_MOST_SAID:]
+            raise DrillNotRun(self.name, f"`{command}` ended with {done.returncode}: {said}", "mend the command")
+
+
+class Breaking:
+    """What breaks a staging system: the command that was given, and the one that mends it, once in any case."""
+
+    def __init__(self, orders: Orders, *, planned: bool) -> None:
+        self._orders, self._planned = orders, planned
+        self._to_mend = False
+
+    def __call__(self, stage: Stage[Staging]) -> Fault:
+        """Break it, with workflows under way.
+
+        Raises:
+            DrillNotRun: the command did not end well. What it may have done is mended.
+
+        """
+        stage.client.burst(WAITING)
+        under_way(stage)
+        stage.at_end(lambda: self._mend(stage.box))
+        self._to_mend = True
+        began = time.monotonic()
+        stage.box.carry_out(self._orders.inject)
+        ended = time.monotonic()
+        command = f"`{shlex.join(self._orders.inject)}`"
+        if self._planned:
+            return Fault(at=began, told=command, undo=lambda: self._mend(stage.box))
+        # What was seen last may be from before the command began, if it took the database away.
+        seen = stage.movement.sights().values()
+        met = {each.workflow_id: each.place for each in seen if each.status == "pending" and each.type in SHORT_TYPES}
+        return Fault(
+            at=ended,
+            sooner=ended - began,
+            told=f"{command}, with {len(met)} workflows under way when it had ended",
+            met=met,
+            undo=lambda: self._mend(stage.box),
+        )
+
+    def _mend(self, box: Staging) -> None:
+        if self._to_mend and self._orders.undo:
+            self._to_mend = False
+            box.carry_out(self._orders.undo)
+
+
+def rehearse(
+    given: Settings,
+    name: str,
+    scenario: Scenario,
+    orders: Orders,
+    terms: Terms,
+    repeat: int,
+    tell: Callable[[str], None],
+) -> Report:
+    """Drill a scenario on the staging system of these settings, which has to have that name.
+
+    Raises:
+        DrillNotRun: it is another one, or it cannot be drilled.
+        AegisError: it could not be carried out.
+
+    """
+    if scenario.sandboxed:
+        raise DrillNotRun(scenario.name, "it can be done on a sandbox alone", "leave --staging out")
+    if scenario.from_healing and not orders.heal:
+        raise DrillNotRun(scenario.name, "its time counts from what a person does then", "name that with --heal")
+    here = replace(scenario, heal=(Command(argv=orders.heal, why="as it was given"),) if orders.heal else ())
+    with tempfile.TemporaryDirectory(prefix="aegis-drill-") as folder:
+        box = Staging(Path(folder), given, name, tell)
+        try:
+            box.admit()
+            notes, told, outcomes = Notes(here, declared_for(given, here), terms), box.versions(), list[Outcome]()
+            for number in range(1, repeat + 1):
+                tell(f"{here.name} on {name}: {number} of {repeat}")
+                breaking = Breaking(orders, planned=here.planned)
+                outcomes.append(Drill(box, here, breaking, notes.declared, terms, number).run())
+                box.restore()
+        finally:
+            box.database.close()
+    return notes.report(f"{name}, a staging system", told, given, outcomes)
