@@ -50,9 +50,10 @@ GAPS: Final = (
     ),
     Gap(
         limitation="a live drill was still to be held",
-        covered="`aegis drill`: sandbox, load, fault, this page's commands, verification, a sealed report",
+        covered="`aegis drill`: sandbox, load, fault, this page's commands, verification, a sealed report; or"
+        " [a staging system](how-to/drill.md#a-staging-system), broken by a command of yours",
         drills=("whole-machine", "broker-killed", "broker-failover", "disk-full", "tampering"),
-        left="on sandboxes: a staging system of yours is not drilled",
+        left="on a staging system, a long handler's work, tampering and a point in time are not drilled",
     ),
     Gap(
         limitation="RPO and RTO were estimates",

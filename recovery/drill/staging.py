@@ -51,10 +51,13 @@ class Staging(System):
     shared = True
     effects = ""
 
-    def __init__(self, root: Path, settings: Settings, name: str, tell: Tell) -> None:
+    def __init__(
+        self, root: Path, settings: Settings, name: str, tell: Tell, *, whole_within: float = _WHOLE_WITHIN
+    ) -> None:
         super().__init__(root, settings, {}, tell)
-        self.name = name
-        self._workers = 0
+        self.name, self._whole_within = name, whole_within
+        self.workers = 0
+        """How many lived when it was admitted."""
 
     def admit(self) -> None:
         """See that it is the one that is meant, and that its workers know a drill's workflows.
@@ -66,11 +69,11 @@ class Staging(System):
         timeout = self.settings.recovery.heartbeat_timeout
         with self.database.statement() as connection:
             called = deployment_name(connection)
-            self._workers, served = watch.living(connection, timeout), watch.served(connection, timeout)
+            self.workers, served = watch.living(connection, timeout), watch.served(connection, timeout)
         if called != self.name:
             problem = f"the database of these settings is that of {called!r}"
             raise DrillNotRun(self.name, problem, "set AEGIS_DATABASE_URL to the one that is meant, or name this one")
-        if not self._workers:
+        if not self.workers:
             raise DrillNotRun(self.name, "it has no worker that lives", "start its workers")
         missing = sorted(name for name in TRANSITIONS if not any(each.partition("/")[0] == name for each in served))
         if missing:
@@ -83,7 +86,7 @@ class Staging(System):
         """Return the versions of the drill's own packages, and of the database's server."""
         with self.database.statement() as connection:
             server = str(connection.exec_driver_sql("SHOW server_version").scalar_one())
-        return {**packages(), "postgresql": server.partition(" ")[0], "workers": str(self._workers)}
+        return {**packages(), "postgresql": server.partition(" ")[0], "workers": str(self.workers)}
 
     def anchor(self) -> int:
         """Return how much of the log is known outside: it is the system's own beat that anchors."""
@@ -100,15 +103,15 @@ class Staging(System):
 
     def restore(self) -> None:
         """Wait until as many workers live as before."""
-        deadline = time.monotonic() + _WHOLE_WITHIN
+        deadline = time.monotonic() + self._whole_within
         while True:
             living = -1
             with suppress(DatabaseUnavailable), self.database.statement() as connection:
                 living = watch.living(connection, self.settings.recovery.heartbeat_timeout)
-            if living >= self._workers:
+            if living >= self.workers:
                 return
             if time.monotonic() > deadline:
-                problem = f"{max(living, 0)} of {self._workers} workers live, {_WHOLE_WITHIN:g} s after the drill"
+                problem = f"{max(living, 0)} of {self.workers} workers live, {self._whole_within:g} s after the drill"
                 raise DrillNotRun(self.name, problem, "have --undo bring back what --inject took away")
             time.sleep(_LOOK_EVERY)
 
@@ -160,6 +163,8 @@ class Breaking:
         # What was seen last may be from before the command began, if it took the database away.
         seen = stage.movement.sights().values()
         met = {each.workflow_id: each.place for each in seen if each.status == "pending" and each.type in SHORT_TYPES}
+        if not met:
+            raise DrillNotRun(stage.box.name, "nothing was under way when the command had ended", "raise --load")
         return Fault(
             at=ended,
             sooner=ended - began,
@@ -190,7 +195,7 @@ def rehearse(
         AegisError: it could not be carried out.
 
     """
-    if scenario.sandboxed:
+    if scenario.sandboxed or scenario.control:
         raise DrillNotRun(scenario.name, "it can be done on a sandbox alone", "leave --staging out")
     if scenario.from_healing and not orders.heal:
         raise DrillNotRun(scenario.name, "its time counts from what a person does then", "name that with --heal")

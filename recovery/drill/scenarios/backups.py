@@ -91,6 +91,7 @@ BACKUPS: Final = (
         from_healing=True,
         needs=_ARCHIVED,
         spends=True,
+        sandboxed=True,
         skipped=_needs_barman,
     ),
 )

@@ -83,6 +83,7 @@ SINGLE: Final = (
         expect="The handler runs again elsewhere within a second, from its last checkpoint on.",
         over=(QUARANTINE, IS_WELL, IS_INTACT),
         loses_progress=True,
+        sandboxed=True,
         needs=Needs(settings={"checkpoint_interval": 5.0}),
         skipped=_needs_linux,
     ),
@@ -191,5 +192,6 @@ SINGLE: Final = (
         advice="Keep a base backup, the anchors and the logs; find out who could do it; restore the rows from a backup"
         " of before, or live with it ([a history was changed](how-to/operate.md#a-history-was-changed)). The drill puts"
         " the row back itself.",
+        sandboxed=True,
     ),
 )
