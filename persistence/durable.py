@@ -228,7 +228,7 @@ class DurableWorkflowEngine:
             return self._rung(self._write(lambda own: inbox.send(own, message, self._terms)))
         guest = guest_of(session, self.database)
         with savepoint(guest, self.database) as inner:
-            bell = inbox.send(inner, message, self._terms)
+            bell = inbox.send(inner, message, self._terms, rung=guest.hears)
         return self._ring_later(guest, [bell])
 
     def ring(self, *ids: str) -> bool:

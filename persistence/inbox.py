@@ -35,10 +35,10 @@ class Message:
     reason: str = ""
 
 
-def send(session: Session, message: Message, terms: Terms) -> Bell | None:
+def send(session: Session, message: Message, terms: Terms, *, rung: bool = True) -> Bell | None:
     """Accept an event for a workflow; it is kept until a state takes it.
 
-    Returns None if it does not set anything off yet, or was received before and is on its way.
+    Without ``rung`` nobody is going to ring. Returns None if it does not set anything off yet, or was received before and is on its way.
 
     Raises:
         UnknownWorkflowType, UnknownEvent, InvalidData, NotCanonical, InvalidName: nothing was written.
@@ -50,7 +50,7 @@ def send(session: Session, message: Message, terms: Terms) -> Bell | None:
     position, status, now = lock(session, message.workflow_id)
     body = _acceptable(session, message, position, status, terms.max_bytes)
     if body is None:
-        return ring_overdue(session, message.workflow_id, terms)
+        return ring_overdue(session, [message.workflow_id], terms).get(message.workflow_id) if rung else None
     # The row is locked: no other sender comes between the questions and this.
     session.execute(
         insert(EventRow).values(

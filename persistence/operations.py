@@ -303,26 +303,33 @@ def ring(session: Session, workflow_ids: Sequence[str], terms: Terms) -> list[Be
     return [_bell_of(row) for row in rows]
 
 
-def ring_overdue(session: Session, workflow_id: str, terms: Terms) -> Bell | None:
-    """Return a bell for a workflow that could run, that nobody has in hand, and of which nothing was heard for long.
+def ring_overdue(session: Session, workflow_ids: Collection[str], terms: Terms) -> dict[str, Bell]:
+    """Return bells for those of the workflows that could run, that nobody has in hand, and that were not heard of.
 
-    For whoever asks for something again: the answer was lost, and with it the bell, perhaps. Nobody is rung
-    twice as long as the grace lasts.
+    For whoever asks for something again: the answer was lost, and with it the bell, perhaps. Once in a grace for
+    each. What somebody else has locked is in hand, or rung for, by him: this waits for nobody.
     """
+    if not workflow_ids:
+        return {}
     now = sql.now()
-    row = session.execute(
-        update(WorkflowRow)
+    silent = (
+        select(WorkflowRow.id)
         .where(
-            WorkflowRow.id == workflow_id,
+            WorkflowRow.id.in_(workflow_ids),
             WorkflowRow.owner.is_(None),
             WorkflowRow.ready_at <= now,
             WorkflowRow.due_at <= now,
         )
+        .with_for_update(skip_locked=True)
+    )
+    rows = session.execute(
+        update(WorkflowRow)
+        .where(WorkflowRow.id.in_(silent))
         .values(due_at=now + terms.grace, rings=1)
         .returning(*_RUNG)
-    ).one_or_none()
-    bell = None if row is None else _bell_of(row)
-    return None if bell is None else replace(bell, priority=overdue(bell.priority))
+    )
+    bells = [_bell_of(row) for row in rows]
+    return {bell.workflow_id: replace(bell, priority=overdue(bell.priority)) for bell in bells}
 
 
 # --- shared -------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Few statements, however many there are: one asks who and when, and one a table w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -102,7 +102,11 @@ def start_all(
     accepted: dict[str, _Made] = {}
     for begin in range(0, len(made), _BATCH):
         accepted |= _write(session, made[begin : begin + _BATCH], now, terms, rung=rung)
-    return [_outcome(session, one, first, accepted, now, terms, rung=rung) for one in wanted]
+    started = [_outcome(session, one, first, accepted, now, terms, rung=rung) for one in wanted]
+    again = {one.id for one in started if not one.new}
+    # Where nobody rings, the sweep is to find them as soon as it can.
+    bells = ring_overdue(session, again, terms) if rung else {}
+    return [one if one.new else replace(one, bell=bells.pop(one.id, None)) for one in started]
 
 
 def _checked(workflow_id: str, start: Start[Any]) -> _Wanted:
@@ -286,7 +290,7 @@ def _outcome(
             return Started(id=wanted.id, new=True, bell=made.bell)
         if was_started(session, wanted.id, wanted.start, wanted.data):
             vouch(session.connection())
-            return Started(id=wanted.id, new=False, bell=ring_overdue(session, wanted.id, terms))
+            return Started(id=wanted.id, new=False, bell=None)
         if (holder := _holder(session, wanted)) is not None:
             vouch(session.connection())
             return Started(id=holder, new=False, bell=None)

@@ -398,6 +398,22 @@ def test_a_bare_connection_starts_what_its_owner_commits(
     assert engine.describe("o-1").attributes == {"customer": 7}
 
 
+def test_who_asks_again_where_nobody_rings_leaves_it_to_the_sweep(
+    engine: DurableWorkflowEngine, ring: RecordingRing, bare: Any, database: Database
+) -> None:
+    engine.start(Once(), id="o-1")
+    engine.start(Letter(), id="l")
+    engine.send("l", "finish", "so", key="k")
+    ring.take()
+    sql(database, "UPDATE aegis_workflow SET due_at = clock_timestamp() - interval '1 s'")
+    before = row(database, "o-1").due_at, row(database, "l").due_at
+    assert engine.start(Once(), id="o-1", session=bare).new is False
+    engine.send("l", "finish", "so", key="k", session=bare)
+    bare.commit()
+    assert ring.take() == []
+    assert (row(database, "o-1").due_at, row(database, "l").due_at) == before
+
+
 def test_a_bare_connection_may_have_cursors_and_json_of_its_own(
     engine: DurableWorkflowEngine, bare: Any, ring: RecordingRing
 ) -> None:

@@ -612,6 +612,26 @@ def test_who_asks_again_for_what_is_in_hand_or_waits_rings_nobody(
     assert ring.take() == []
 
 
+def test_who_ask_again_for_the_same_in_other_orders_wait_for_nobody(database: Database, ring: RecordingRing) -> None:
+    """Each takes what it gets: two who repeat the same starts crosswise never lock each other out."""
+    names = [f"o-{number}" for number in range(40)]
+    make_engine(database, ring).start_many(Start(Once(), id=name) for name in names)
+    ring.take()
+    for _ in range(5):
+        sql(database, "UPDATE aegis_workflow SET due_at = clock_timestamp() - interval '1 s'")
+        orders = [names, names[::-1], names[20:] + names[:20]]
+        rings = [RecordingRing() for _ in orders]
+        engines = [make_engine(database, each) for each in rings]
+
+        def again(engine: DurableWorkflowEngine, order: list[str]) -> bool:
+            return any(handle.new for handle in engine.start_many(Start(Once(), id=name) for name in order))
+
+        with ThreadPoolExecutor(3) as pool:
+            assert not any(pool.map(again, engines, orders))
+        rung = [bell.workflow_id for each in rings for bell in each.take()]
+        assert sorted(rung) == sorted(names), "each is rung for once"
+
+
 def test_the_history_tells_what_was_asked_for(engine: DurableWorkflowEngine) -> None:
     engine.start(Once(), id="plain")
     assert said_first(engine, "plain") is None
