@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -13,6 +14,9 @@ from .replication import RECEIVER, named
 SLOT: Final = "aegis_backup"
 """The replication slot that keeps the WAL until the archive has it."""
 _SEGMENT: Final = 16 * 1024 * 1024
+# What a server archives: segments, the part of one that a promotion leaves behind, the note of where a backup
+# began; and histories of timelines, which say nothing of how far the segments are.
+_ARCHIVED: Final = re.compile(r"([0-9A-F]{24})(\.partial|\.[0-9A-F]{8}\.backup)?")
 _FACTS: Final = text("""
     SELECT current_setting('server_version_num')::int / 10000 AS major,
         (SELECT system_identifier::text FROM pg_control_system()) AS system,
@@ -85,7 +89,7 @@ class Archiver:
 
     active: bool
     last: str | None
-    """The last segment that was archived."""
+    """The last file that was archived: mostly a segment."""
     failing: str | None
     """The one that cannot be archived, if that is how it is."""
     since: timedelta | None
@@ -93,8 +97,12 @@ class Archiver:
     behind: int
 
     def has(self, segment: str) -> bool:
-        """Whether it has archived a segment."""
-        return self.last is not None and self.last[:24] >= segment
+        """Whether it has archived a segment, as far as the last file tells."""
+        found = _ARCHIVED.fullmatch(self.last or "")
+        if found is None:
+            return False
+        # Of a segment that is archived as a part only, the whole one does not come.
+        return found[1] > segment if found[2] == ".partial" else found[1] >= segment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +143,24 @@ def archiver(connection: Connection) -> Archiver | None:
     if connection.dialect.name != "postgresql":
         return None
     row = connection.execute(_ARCHIVER).one()
-    end = (int(row.last[8:16], 16) * 0x100 + int(row.last[16:24], 16) + 1) * _SEGMENT if row.last else 0
+    end = archived_to(row.last)
     return Archiver(
         active=row.active,
         last=row.last,
         failing=row.failed if row.failing else None,
         since=row.since,
-        behind=max(0, row.written - end) if row.last else row.written % _SEGMENT,
+        # Where the last file says nothing, it is the segment that is being written, at the least.
+        behind=row.written % _SEGMENT if end is None else max(0, row.written - end),
     )
+
+
+def archived_to(last: str | None) -> int | None:
+    """Return how far the WAL is archived by the name of the last file that was, in bytes; None if it does not say."""
+    found = _ARCHIVED.fullmatch(last or "")
+    if found is None:
+        return None
+    segment = int(found[1][8:16], 16) * 0x100 + int(found[1][16:24], 16)
+    return (segment if found[2] == ".partial" else segment + 1) * _SEGMENT
 
 
 def archiving(connection: Connection) -> Archiving:

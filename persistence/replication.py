@@ -79,14 +79,32 @@ class Replication:
         return sum(standby.is_synchronous for standby in self.standbys)
 
     @property
+    def to_take_over(self) -> tuple[Standby, ...]:
+        """Those that could take over: an archive never does."""
+        return tuple(standby for standby in self.standbys if not standby.is_archive)
+
+    @property
+    def relied_on(self) -> int:
+        """How many of those that could take over have each commit before it returns, whoever answers first.
+
+        Of ANY so many, each archive that is named, or there, may be one of those that answered.
+        """
+        synchronous = sum(standby.is_synchronous for standby in self.to_take_over)
+        if all(standby.mode != "quorum" for standby in self.standbys):
+            return synchronous  # by priority, it is all of them
+        named = sum(name.startswith(_ARCHIVES) for name in self.named)
+        there = sum(standby.is_archive and standby.is_synchronous for standby in self.standbys)
+        return min(synchronous, max(0, self.needed - max(named, there)))
+
+    @property
     def waits_for_archives_alone(self) -> bool:
         """Whether it is only archives that a commit may wait for, so that there is nobody to take over."""
         return bool(self.named) and all(name.startswith(_ARCHIVES) for name in self.named)
 
     @property
     def at_risk(self) -> int:
-        """How many bytes the standby that is nearest does not have yet."""
-        return min((standby.behind or 0 for standby in self.standbys), default=0)
+        """How many bytes whoever is nearest of those that could take over does not have yet."""
+        return min((standby.behind or 0 for standby in self.to_take_over or self.standbys), default=0)
 
 
 def read(connection: Connection) -> Replication | None:

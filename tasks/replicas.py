@@ -19,6 +19,8 @@ _THOUSAND: Final = 1000
 _NAME: Final = "replication"
 # Where nobody would take over, but nothing would be lost either.
 _ARCHIVED: Final = "a lost disk loses nothing: a commit returns once it is archived"
+# With Patroni, what the server itself was told wins over what Patroni knows.
+_TAKE_BACK: Final = "ALTER SYSTEM RESET synchronous_standby_names; SELECT pg_reload_conf()"
 
 
 def replication(found: Replication | None) -> Iterator[Check]:
@@ -43,9 +45,41 @@ def _judge(found: Replication) -> Check:
         return warning(_NAME, f"{lost} ({who})" if who else lost, "set synchronous_standby_names for an RPO of 0")
     if found.synchronous < found.needed:
         return _writes_wait(found, who)
+    return _judge_who_is_waited_for(found, who)
+
+
+def _judge_who_is_waited_for(found: Replication, who: str) -> Check:
+    if found.waits_for_archives_alone:
+        return _judge_archives(found, who)
+    return _judge_standbys(found, who) if found.relied_on else _archive_may_be_alone(found, who)
+
+
+def _judge_standbys(found: Replication, who: str) -> Check:
+    standbys = sum(standby.is_synchronous for standby in found.to_take_over)
+    says = f"a lost node loses nothing: {_count(standbys)}"
+    if found.synchronous > standbys:
+        says = f"{says} and the archive"
+    if found.synchronous > found.needed:
+        return ok(_NAME, f"{says} ({who})")
+    without = "without it" if found.synchronous == 1 else "if one of them is away"
+    return ok(_NAME, f"{says}; {without}, writes wait ({who})")
+
+
+def _judge_archives(found: Replication, who: str) -> Check:
     spare = found.synchronous - found.needed
-    says = _ARCHIVED if found.waits_for_archives_alone else f"a lost node loses nothing: {_count(found.synchronous)}"
-    return ok(_NAME, f"{says} ({who})" if spare else f"{says}; without it, writes wait ({who})")
+    if not found.to_take_over:
+        return ok(_NAME, f"{_ARCHIVED} ({who})" if spare else f"{_ARCHIVED}; without it, writes wait ({who})")
+    says = f"a fail-over may lose up to {size(found.at_risk)}: commits wait for the archive, and for no standby ({who})"
+    return degraded(_NAME, says, f"have them wait for the standbys; where Patroni runs, it sees to that: {_TAKE_BACK}")
+
+
+def _archive_may_be_alone(found: Replication, who: str) -> Check:
+    """Say that a commit may be in the archive, and on no standby: a restore has it, and a fail-over does not."""
+    says = (
+        f"a lost disk loses nothing, and a fail-over may lose up to {size(found.at_risk)}:"
+        f" the archive alone may have a commit before it returns ({who})"
+    )
+    return warning(_NAME, says, "have commits wait for one more than there are archives, as ANY 2 (standby, archive)")
 
 
 def _writes_wait(found: Replication, who: str) -> Check:

@@ -77,8 +77,50 @@ def test_an_archive_that_commits_wait_for() -> None:
     assert judged(names="aegis_archive") == (State.DEGRADED, "writes wait: the archive is not there")
     state, says = judged(standby("aegis_archive", "async", streams=False), names="aegis_archive")
     assert (state, says.partition(" (")[0]) == (State.DEGRADED, "writes wait: the archive does not receive")
-    # Beside a standby it is one of two.
-    assert judged(archive, standby("b"), names="ANY 1 (b, aegis_archive)")[1].startswith("a lost node loses nothing: 2")
+
+
+def test_an_archive_that_alone_may_have_a_commit_is_nobody_to_take_over() -> None:
+    archive = standby("aegis_archive")
+    state, says = judged(archive, standby("b", behind=4_000), names="ANY 1 (b, aegis_archive)")
+    assert state is State.WARNING
+    assert says.startswith("a lost disk loses nothing, and a fail-over may lose up to 4.0 kB: the archive alone may")
+    # Two standbys, and each may be the one that lacks what the archive has.
+    names = "ANY 1 (b, c, aegis_archive)"
+    assert judged(archive, standby("b"), standby("c"), names=names)[0] is State.WARNING
+    # It is not there now, and is back before anybody looks again.
+    assert judged(standby("b"), standby("c"), names=names)[0] is State.WARNING
+    # By priority: whoever is first has it.
+    first = standby("aegis_archive", "sync"), standby("b", "potential")
+    assert judged(*first, names="FIRST 1 (aegis_archive, b)")[0] is State.WARNING
+    assert judged(archive, standby("b"), names="ANY 1 (*)")[0] is State.WARNING
+
+
+def test_a_standby_that_has_each_commit_beside_an_archive_loses_nothing() -> None:
+    archive, nothing = standby("aegis_archive"), "a lost node loses nothing: "
+    state, says = judged(archive, standby("b"), names="ANY 2 (b, aegis_archive)")
+    assert (state, says.partition(" (")[0]) == (
+        State.OK,
+        f"{nothing}1 synchronous standby and the archive; if one of them is away, writes wait",
+    )
+    state, says = judged(archive, standby("b"), standby("c"), names="ANY 2 (b, c, aegis_archive)")
+    assert (state, says.partition(" (")[0]) == (State.OK, f"{nothing}2 synchronous standbys and the archive")
+    state, says = judged(
+        standby("aegis_archive", "potential"), standby("b", "sync"), names="FIRST 1 (b, aegis_archive)"
+    )
+    assert (state, says.partition(" (")[0]) == (State.OK, f"{nothing}1 synchronous standby; without it, writes wait")
+    # An archive that nobody waits for takes nothing away, as beside Patroni.
+    state, says = judged(standby("aegis_archive", "async"), standby("b"), standby("c"))
+    assert (state, says.partition(" (")[0]) == (State.OK, f"{nothing}2 synchronous standbys")
+
+
+def test_commits_that_wait_for_the_archive_and_for_no_standby_are_no_matter_of_course_in_a_cluster() -> None:
+    archive, idle = standby("aegis_archive", "sync"), standby("node-2", "async", behind=4_000)
+    state, says = judged(archive, idle, names="aegis_archive")
+    assert state is State.DEGRADED
+    assert says.startswith("a fail-over may lose up to 4.0 kB: commits wait for the archive, and for no standby (")
+    found = Replication(is_standby=False, needed=1, waits=True, standbys=(archive, idle), named=named("aegis_archive"))
+    (check,) = replication(found)
+    assert "ALTER SYSTEM RESET synchronous_standby_names" in check.remedy
 
 
 def test_asynchronous_standbys_lose_what_the_nearest_lacks() -> None:
