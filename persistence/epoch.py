@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from typing import Final
 
@@ -14,26 +15,35 @@ from .models import DeploymentRow, WorkerRow, WorkflowRow
 from .operations import Terms
 from .system import append, hold
 
-# Far more claims than one workflow ever sees: none of before can be equal to one of after.
-_JUMP: Final = 2**32
+# One backup can be gone back to twice, and both times the same row is what is counted on from. A step of a fixed length
+# would give both lives the same numbers, and a worker of the first could commit in the second. So each step is drawn.
+# The least step is more claims than one workflow ever sees: none of before can be equal to one of after.
+_LEAST_STEP: Final = 2**32
+_DRAWN_STEPS: Final = 2**48
+_DRAWN_EPOCHS: Final = 2**31
+# What is counted on from is cut off here, so that no number of recoveries leaves the range: bigint's for claims, and
+# for epochs that of the records in the chain (2^53). No row comes here by itself before its 16,000th recovery.
+_MOST_CLAIMS: Final = 2**62
+_MOST_EPOCHS: Final = 2**52
 
 
 def begin(session: Session, payload: Mapping[str, Json], terms: Terms) -> int:
-    """Begin a new epoch, with a record of it in the system's chain; return its number.
+    """Begin a new epoch, with a record of it in the system's chain; return its number, which is higher than before.
 
     Claims jump: nobody commits with one of before. Nobody owns anything; workers of before are
     forgotten, and refused when they say that they live. What is ready is due, and rung at once.
+    How far both jump is drawn: two recoveries from the same backup have nothing in common.
     """
     hold(session, terms)  # first, as removals do: two that write records wait for each other here
     number: int = session.execute(
         update(DeploymentRow)
-        .values(epoch=DeploymentRow.epoch + 1, recovered_at=sql.now())
+        .values(epoch=DeploymentRow.epoch % _MOST_EPOCHS + 1 + secrets.randbelow(_DRAWN_EPOCHS), recovered_at=sql.now())
         .returning(DeploymentRow.epoch)
     ).scalar_one()
     session.execute(
         update(WorkflowRow)
         .values(
-            claim=WorkflowRow.claim + _JUMP,
+            claim=WorkflowRow.claim % _MOST_CLAIMS + _LEAST_STEP + secrets.randbelow(_DRAWN_STEPS),
             owner=null(),
             owner_pid=null(),
             owner_thread=null(),

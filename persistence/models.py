@@ -132,7 +132,7 @@ class WorkflowRow(Base):
     """How often its bell was answered by a worker that does not know its type, since one last did."""
 
     claim: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """The fencing token: higher at each claim, never lower again."""
+    """The fencing token: higher at each claim, never lower again; a recovery adds a step of a length that is drawn."""
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
     """Attempts at the next transition so far, counted before the handler runs."""
     owner: Mapped[str | None]
@@ -371,7 +371,7 @@ class DeploymentRow(Base):
     name: Mapped[str]
     created_at: Mapped[datetime]
     epoch: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))
-    """How often it was put back to an earlier point, and once more: what was begun in another one is void."""
+    """1, and a higher one, drawn anew, each time that it was put back: what was begun in another one is void."""
     recovered_at: Mapped[datetime | None]
     """When this epoch began; null: it is the first."""
 

@@ -89,7 +89,7 @@ def beat(connection: Connection, worker: Worker) -> bool:
 
 
 def current_epoch(connection: Connection) -> int:
-    """Return the deployment's epoch: it goes up when the database was put back to an earlier point."""
+    """Return the deployment's epoch: another, and a higher one, each time that the database was put back."""
     found: int | None = connection.execute(select(DeploymentRow.epoch)).scalar_one_or_none()
     return 1 if found is None else found
 

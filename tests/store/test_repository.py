@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -28,6 +27,7 @@ from store_workbench import (
     make_due,
     make_engine,
     meanwhile,
+    move_of,
     row,
     sql,
     value,
@@ -36,7 +36,6 @@ from store_workflows import Decision, Letter, Parcel, Stage
 
 from aegis.core.chain import checkpoint_commitment
 from aegis.core.errors import DatabaseUnavailable
-from aegis.core.machine import WaitingEvent
 from aegis.persistence import moves, operations, repository
 from aegis.persistence.database import Database, in_transaction
 from aegis.persistence.durable import DurableWorkflowEngine
@@ -48,29 +47,6 @@ from aegis.persistence.statements import CLAIM, COMMIT
 OTHER = Hand(worker="x@test", pid=4712, thread=1)
 TERMS = Terms(actor="user:ada", grace=GRACE, max_bytes=MAX_BYTES)
 SECOND = timedelta(seconds=1)
-
-
-def move_of(
-    held: Claim,
-    edge: str = "pack",
-    target: str = "packed",
-    *,
-    event: WaitingEvent | None = None,
-    progress: Sequence[str] = (),
-) -> Move:
-    """The transition that a handler of a parcel would end in."""
-    return moves.advance(
-        held.position,
-        Parcel.definition,
-        next(one for one in Parcel.definition.edges if one.name == edge),
-        target,
-        {**held.snapshot.data, "state": target},
-        event=event,
-        progress=progress,
-        actor=f"worker:{HAND.worker}",
-        at=held.now,
-        max_bytes=MAX_BYTES,
-    )
 
 
 def commit(database: Database, move: Move) -> Moved | None:

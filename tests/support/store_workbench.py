@@ -12,17 +12,19 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from store_workflows import Parcel
 
 from aegis.config.settings import Settings
 from aegis.core.bell import Bell
 from aegis.core.errors import DatabaseUnavailable
+from aegis.core.machine import WaitingEvent
 from aegis.core.workflow import registry
-from aegis.persistence import repository
+from aegis.persistence import moves, repository
 from aegis.persistence.database import Database
 from aegis.persistence.durable import DurableWorkflowEngine
 from aegis.persistence.models import Base
 from aegis.persistence.operations import Terms
-from aegis.persistence.records import Claim, Hand
+from aegis.persistence.records import Claim, Hand, Move
 from aegis.tasks.bench import Bench
 from aegis.tasks.transition import Ended, run_transition
 
@@ -73,6 +75,29 @@ def claimed(database: Database, workflow_id: str, seq: int = 0, hand: Hand = HAN
     found = claim(database, workflow_id, seq, hand, **options)
     assert found is not None
     return found
+
+
+def move_of(
+    held: Claim,
+    edge: str = "pack",
+    target: str = "packed",
+    *,
+    event: WaitingEvent | None = None,
+    progress: Sequence[str] = (),
+) -> Move:
+    """The transition that a handler of a parcel would end in."""
+    return moves.advance(
+        held.position,
+        Parcel.definition,
+        next(one for one in Parcel.definition.edges if one.name == edge),
+        target,
+        {**held.snapshot.data, "state": target},
+        event=event,
+        progress=progress,
+        actor=f"worker:{HAND.worker}",
+        at=held.now,
+        max_bytes=MAX_BYTES,
+    )
 
 
 def run_where_it_is_sent(bench: Bench, workflow_id: str, seq: int) -> Ended:
