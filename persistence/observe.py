@@ -29,11 +29,6 @@ class Sight:
     pid: int | None
     updated_at: datetime
 
-    @property
-    def place(self) -> tuple[int, int]:
-        """What only ever grows while the workflow gets on."""
-        return (self.seq, self.claim)
-
 
 def sights(connection: Connection, prefix: str, *, since: datetime | None = None) -> Iterator[Sight]:
     """Go through the workflows whose id begins with ``prefix``, and that changed since."""

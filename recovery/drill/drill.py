@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
-from ...core.errors import DatabaseUnavailable, DrillNotRun, ServerUnavailable
+from ...core.errors import AegisError, DatabaseUnavailable, DrillNotRun, ServerUnavailable
 from ...core.finding import Severity
 from ...core.objective import Objective
 from ...persistence import observe
@@ -24,7 +25,7 @@ from .client import Client
 from .ledger import START, ClientLedger, Request
 from .movement import Move, Movement
 from .report import Check, Outcome, Ran
-from .scenario import FILE, MOMENT, WORKFLOW, Command, Scenario
+from .scenario import FILE, MOMENT, WHY, WORKFLOW, Command, Scenario
 from .scene import Fault, Stage
 from .system import System
 from .workload import MAX_ATTEMPTS, turns
@@ -40,6 +41,7 @@ _LOOK_EVERY: Final = 0.05
 _BEFORE: Final = 5.0
 _SHOWN: Final = 3
 _MOST_SAID: Final = 2000
+_EVENTS: Final = re.compile(r"^([\d,]+) events came after that", re.MULTILINE)
 
 Box = TypeVar("Box", bound=System)
 
@@ -77,6 +79,9 @@ class Drill(Generic[Box]):
         self._named: set[tuple[str, int]] = set()
         self._listed: set[str] = set()
         self._rested = 0.0
+        self._in_vain = 0
+        self._undone = ""
+        self._again: tuple[int, float] | None = None
 
     def run(self) -> Outcome:
         """Carry it out.
@@ -94,7 +99,7 @@ class Drill(Generic[Box]):
             scene = Stage(self.box, client, movement, self.prefix, self._random, stack.callback)
             self._steady(scene)
             anchored = self.box.anchor()
-            fault = self._inject(scene)
+            fault = self._stopped(self._inject(scene))
             healed, waited = self._recover(scene, fault)
             self._settle(scene, fault)
             return self._verify(scene, ledger, fault, anchored, healed, waited)
@@ -122,6 +127,13 @@ class Drill(Generic[Box]):
             self._check(fault)
         return fault
 
+    def _stopped(self, fault: Fault) -> Fault:
+        """Stop what the looks still needed."""
+        if fault.stop is None:
+            return fault
+        fault.stop()
+        return replace(fault, stopped=time.monotonic())
+
     def _check(self, fault: Fault) -> None:
         for command in self.scenario.check:
             self._type(command, "check", fault)
@@ -131,24 +143,32 @@ class Drill(Generic[Box]):
         healed = time.monotonic() if self.scenario.from_healing else None
         for command in self.scenario.heal:
             self._until(command, "heal", fault) if command.waits else self._type(command, "heal", fault)
-        since = fault.at if healed is None else healed
+        since, typed = fault.at if healed is None else healed, time.monotonic()
         patience = self.terms.waits(self.declared)
-        while fault.met and time.monotonic() - since < patience:
-            if measure.recovered(fault, scene.movement.moves(), since)[1] is not None:
-                break
+        while time.monotonic() - since < patience and not self._is_over(scene, fault, since, typed):
             self.box.unless_broken()
             time.sleep(_LOOK_EVERY)
         return healed, time.monotonic() - since
 
+    def _is_over(self, scene: Stage[Box], fault: Fault, since: float, typed: float) -> bool:
+        """Whether all that was met moves; where nothing is broken, whether all goes on after what was typed."""
+        moves = scene.movement.moves()
+        if self.scenario.planned:
+            return measure.is_served(scene.client.requests(), moves, typed)
+        return not fault.met or measure.recovered(fault, moves, since)[1] is not None
+
     def _settle(self, scene: Stage[Box], fault: Fault) -> None:
         """Go on for a moment; then ask for nothing new, and wait until all that was accepted is done."""
         if fault.undo is not None:
-            fault.undo()
+            try:
+                fault.undo()
+            except AegisError as error:
+                self._undone = str(error)
         time.sleep(_GOES_ON_FOR)
         self._rested = time.monotonic()
         within = _SETTLED_WITHIN if self.terms.patience is None else self.terms.patience
         deadline = time.monotonic() + within
-        scene.client.rest(within)
+        self._in_vain = sum(not client.rest(within) for client in (scene.client, *fault.others))
         while time.monotonic() < deadline:
             self.box.unless_broken()
             with suppress(DatabaseUnavailable):
@@ -170,27 +190,21 @@ class Drill(Generic[Box]):
         requests, moves, sights = ledger.requests(), scene.movement.moves(), self._sights()
         with self.box.database.statement() as connection:
             counted = measure.count(requests, sights, observe.received(connection, self.prefix), fault)
-        rpo = measure.work_lost(turns(self.box.outside), fault) if self.scenario.loses_progress else None
-        if not self.scenario.loses_progress:
-            rpo = measure.loss(counted.lost, fault.at)
+        rpo = self._work_lost(fault) if self.scenario.loses_progress else measure.loss(counted.lost, fault.at)
         since = fault.at if healed is None else healed
-        first, rto = measure.recovered(fault, moves, since)
-        if healed is None:
-            first, rto = (None if each is None else each + fault.sooner for each in (first, rto))
-        if fault.named is not None:
-            first = rto = self._named_after(fault)
-        if self.scenario.planned:
-            first = rto = measure.stood_still(requests, moves, fault.at, self._rested)
+        first, rto = self._times(requests, moves, fault, healed)
         entries = Ledger(self.box.outside / "effects.jsonl").entries()
         checks = [*measure.of_the_counts(counted, self.scenario, self.declared, rpo)]
         left = measure.left_behind(fault, moves, sights, since)
         checks.append(measure.of_the_time(self.declared, rto, waited, left))
+        checks.append(measure.of_the_service(requests, since, self._in_vain))
+        checks += self._what_went_back(scene, fault, requests, counted)
         checks += self._integrity(requests, entries, anchored, fault)
-        if fault.anchored_at is not None:
-            checks.append(measure.of_what_is_listed(counted, self._listed, fault.anchored_at))
         for command in self.scenario.over:
             self._until(command, "over", fault)
         checks.append(self._commands())
+        if self._undone:
+            checks.append(Check(name="undone", declared="all is there again", measured=self._undone, passed=False))
         begun = max(fault.at - _BEFORE, requests[0].answered_at)
         return Outcome(
             number=self.number,
@@ -206,11 +220,35 @@ class Drill(Generic[Box]):
             rpo=_rounded(rpo),
             first=_rounded(first),
             rto=_rounded(rto),
-            gap=round(measure.gap(requests, fault.at - 1, since + waited + _GOES_ON_FOR), 3),
+            gap=round(measure.gap(requests, fault.at - fault.sooner - 1, since + waited + _GOES_ON_FOR), 3),
             checks=tuple(checks),
             commands=tuple(self._ran),
             timeline=measure.timeline(requests, moves, fault, healed, (begun, self._rested)),
         )
+
+    # --- what was measured ------------------------------------------------------------------------
+
+    def _work_lost(self, fault: Fault) -> float | None:
+        return measure.work_lost(turns(self.box.outside), fault)
+
+    def _times(
+        self, requests: Sequence[Request], moves: list[Move], fault: Fault, healed: float | None
+    ) -> tuple[float | None, float | None]:
+        """Return after how long the first and the last of those that were met went on."""
+        if fault.named is not None:
+            named = self._named_after(fault)
+            return named, named
+        if self.scenario.planned:
+            stood = measure.stood_still(requests, moves, fault.at, self._rested)
+            return stood, stood
+        since, sooner = (fault.at, fault.sooner) if healed is None else (healed, 0.0)
+        first, rto = measure.recovered(fault, moves, since)
+        if first is None or rto is None:
+            return first, rto
+        if self.box.shared:
+            # When a command that was given took effect nobody knows: it may have been after it had ended.
+            rto = max(rto, measure.stood_still(requests, moves, since, self._rested))
+        return first + sooner, rto + sooner
 
     # --- the parts of the verdict -----------------------------------------------------------------
 
@@ -254,6 +292,18 @@ class Drill(Generic[Box]):
             measured = "that" if right else f"{len(others)} others" if others else "nothing"
             yield Check(name="named", declared=f"{place}, and no other", measured=measured, passed=right)
 
+    def _what_went_back(
+        self, scene: Stage[Box], fault: Fault, requests: Sequence[Request], counted: measure.Count
+    ) -> Iterator[Check]:
+        """Judge what is further back than it was: none of it, or what is listed as that."""
+        if not fault.goes_back:
+            yield measure.of_what_was_seen(scene.movement.falls())
+        if self._again is not None:
+            listed, typed = self._again
+            yield measure.of_the_events(measure.events_given_up(requests, fault, typed), listed)
+        if fault.anchored_at is not None:
+            yield measure.of_what_is_listed(counted, self._listed, fault.anchored_at)
+
     def _repeated(self, entries: Sequence[Entry]) -> int | None:
         if not self.box.effects:
             return None
@@ -281,8 +331,8 @@ class Drill(Generic[Box]):
 
     def _type(self, command: Command, stage: str, fault: Fault) -> None:
         """Run a command of the runbook as it stands there."""
-        places = {WORKFLOW: fault.victim, FILE: fault.victim, MOMENT: fault.moment}
-        argv = [places.get(word, word) for word in command.argv]
+        places = {WORKFLOW: fault.victim, FILE: fault.victim, MOMENT: fault.moment, WHY: "drill"}
+        argv = [word if command.given else places.get(word, word) for word in command.argv]
         began = time.monotonic()
         status: int | None = None
         said = ""
@@ -290,7 +340,7 @@ class Drill(Generic[Box]):
             self.box.leave_running(argv)
             passed = True
         else:
-            done = self.box.run(argv, f"{self.prefix}desk")
+            done = self.box.carry_out(argv) if command.given else self.box.run(argv, f"{self.prefix}desk")
             status = done.returncode
             passed = status in command.expects and command.says in done.stdout
             said = "" if passed else (done.stdout + done.stderr)[-_MOST_SAID:]
@@ -298,6 +348,8 @@ class Drill(Generic[Box]):
                 self._named = _failures(done.stdout)
             if fault.anchored_at is not None and stage == "check" and "--json" in argv:
                 self._listed = _listed(done.stdout)
+            if fault.until is not None and "--dry-run" in argv:
+                self._again = (_sent_again(done.stdout), began)
         self._ran.append(
             Ran(
                 command=str(command),
@@ -320,6 +372,12 @@ class Drill(Generic[Box]):
     def _sights(self) -> dict[str, Sight]:
         with self.box.database.statement() as connection:
             return {sight.workflow_id: sight for sight in observe.sights(connection, self.prefix)}
+
+
+def _sent_again(stdout: str) -> int:
+    """Return how many events a restore says its senders can send again."""
+    found = _EVENTS.search(stdout)
+    return int(found[1].replace(",", "")) if found else 0
 
 
 def _is_steady(requests: Sequence[Request], moves: Sequence[Move]) -> bool:

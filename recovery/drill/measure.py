@@ -12,7 +12,7 @@ from ...core.objective import Objective
 from ...persistence.observe import Sight
 from ...testing.ledger import EFFECT, Entry
 from .ledger import EVENT, START, Request
-from .movement import Move, moved_at, still_met
+from .movement import Fall, Move, moved_at, still_met
 from .report import Check, Timeline
 from .scenario import Scenario
 from .scene import Fault
@@ -68,8 +68,19 @@ def count(
 
 def promised(requests: Sequence[Request], fault: Fault | None) -> list[Request]:
     """Return what was acknowledged, without what somebody gave up on purpose by going back to before it was."""
-    since, until = (0.0, 0.0) if fault is None or fault.until is None else (fault.until, fault.at)
-    return [each for each in requests if each.acknowledged and not since < each.answered_at <= until]
+    return [each for each in requests if each.acknowledged and not _is_given_up(each, fault)]
+
+
+def _is_given_up(request: Request, fault: Fault | None) -> bool:
+    if fault is None or fault.until is None:
+        return False
+    return fault.until < request.answered_at <= (fault.at if fault.stopped is None else fault.stopped)
+
+
+def events_given_up(requests: Sequence[Request], fault: Fault, until: float) -> int:
+    """Count the events that were acknowledged after the point that one goes back to, and before ``until``."""
+    events = [each for each in requests if each.kind == EVENT and each.acknowledged and each.answered_at < until]
+    return sum(_is_given_up(each, fault) for each in events)
 
 
 def has_ended(sight: Sight, fault: Fault | None) -> bool:
@@ -139,8 +150,15 @@ def gap(requests: Sequence[Request], since: float, until: float) -> float:
 
 
 def stood_still(requests: Sequence[Request], moves: Sequence[Move], since: float, until: float) -> float:
-    """Return the longest time in which nothing was acknowledged, or no workflow moved."""
-    return max(gap(requests, since, until), _longest((move.at for move in moves), since, until))
+    """Return the longest time in which nothing was acknowledged, or no workflow made a transition."""
+    made = (move.at for move in moves if move.transitions)
+    return max(gap(requests, since, until), _longest(made, since, until))
+
+
+def is_served(requests: Sequence[Request], moves: Sequence[Move], since: float) -> bool:
+    """Whether something that was asked for after ``since`` was acknowledged, and a transition made."""
+    asked = any(request.acknowledged and request.asked_at > since for request in requests)
+    return asked and any(move.transitions and move.happened > since for move in moves)
 
 
 def _longest(times: Iterable[float], since: float, until: float) -> float:
@@ -202,6 +220,31 @@ def of_the_counts(counted: Count, scenario: Scenario, declared: Objective, rpo: 
         declared="all that was accepted",
         measured="all" if not counted.unfinished else _some("not completed", counted.unfinished),
         passed=not counted.unfinished,
+    )
+
+
+def of_the_service(requests: Sequence[Request], since: float, refused: int) -> Check:
+    """Judge whether clients are served again; ``refused`` is how many of them still ask for something in vain."""
+    served = sum(request.acknowledged and request.asked_at > since for request in requests)
+    measured = f"{served} requests" if not refused else f"{refused} still ask in vain, after {served} requests"
+    return Check(
+        name="served again", declared="every client, in the end", measured=measured, passed=served > 0 and not refused
+    )
+
+
+def of_what_was_seen(falls: Sequence[Fall]) -> Check:
+    """Judge whether a committed transition that was seen is there still."""
+    found = ", ".join(f"{fall.workflow_id} from {fall.was} back to {fall.found}" for fall in falls[:_SHOWN])
+    return Check(name="seen and lost", declared="no transition", measured=found or "none", passed=not falls)
+
+
+def of_the_events(counted: int, listed: int) -> Check:
+    """Judge whether the events that going back gives up are listed for their senders."""
+    return Check(
+        name="events to be sent again",
+        declared=f"the {counted} that were acknowledged after that point",
+        measured=f"{listed} listed",
+        passed=listed >= counted,
     )
 
 

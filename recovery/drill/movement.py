@@ -1,4 +1,4 @@
-"""Watching workflows move, from outside: each new place of each workflow, with the moment at which it was seen."""
+"""Watching workflows move, from outside: each new place of each workflow, and when that happened and was seen."""
 
 from __future__ import annotations
 
@@ -11,27 +11,50 @@ from typing import Final
 
 from ...core.errors import DatabaseUnavailable
 from ...persistence import observe
-from ...persistence.database import Database
+from ...persistence.database import Database, now
 from ...persistence.observe import Sight
+from .workload import DrillLong
 
 _LOOK_EVERY: Final = 0.04
 # Rows of transactions that were committed a little later than others of their time are still seen.
 _OVERLAP: Final = timedelta(seconds=2)
 
 
+Place = tuple[int, int]
+
+
+def place(sight: Sight) -> Place:
+    """Return what grows when a workflow gets on: its transitions; of a long handler, that it is in hand once more.
+
+    To be taken in hand is not to get on: that is written without waiting for the disk or a standby, and a restore
+    raises all its numbers.
+    """
+    return (sight.seq, sight.claim if sight.type == DrillLong.__name__ else 0)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Move:
     """A workflow was seen further on than before; ``transitions`` is by how many, ``ended`` that it has no further.
 
-    ``at`` is when it was seen; it happened after the look before, and maybe before ``asked``, when this one began.
+    ``at`` is when it was seen. ``happened`` is when the database says that it came about: what nobody could see
+    for a while may have happened before.
     """
 
-    asked: float
+    happened: float
     at: float
     workflow_id: str
-    place: tuple[int, int]
+    place: Place
     transitions: int
     ended: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fall:
+    """A workflow was seen further back than before: what was committed is lost."""
+
+    workflow_id: str
+    was: int
+    found: int
 
 
 class Movement:
@@ -41,6 +64,7 @@ class Movement:
         self._database, self._prefix = database, prefix
         self._lock = threading.Lock()
         self._moves: list[Move] = []
+        self._falls: list[Fall] = []
         self._last: dict[str, Sight] = {}
         self._since: datetime | None = None
         self._ending = threading.Event()
@@ -56,6 +80,11 @@ class Movement:
         """Return what was seen, in order."""
         with self._lock:
             return list(self._moves)
+
+    def falls(self) -> list[Fall]:
+        """Return what was seen to be further back than before."""
+        with self._lock:
+            return list(self._falls)
 
     def sights(self) -> dict[str, Sight]:
         """Return where each workflow was last seen."""
@@ -82,42 +111,42 @@ class Movement:
             DatabaseUnavailable: there is nothing to be seen.
 
         """
-        asked = time.monotonic()
         with self._database.statement() as connection:
+            # The database's clock, held against ours.
+            asked, moment = time.monotonic(), now(connection)
             seen = list(observe.sights(connection, self._prefix, since=self._since))
         at = time.monotonic()
         with self._lock:
             for sight in seen:
-                self._see(sight, asked, at)
+                self._see(sight, asked - (moment - sight.updated_at).total_seconds(), at)
 
-    def _see(self, sight: Sight, asked: float, at: float) -> None:
+    def _see(self, sight: Sight, happened: float, at: float) -> None:
         before = self._last.get(sight.workflow_id)
         self._last[sight.workflow_id] = sight
         moment = sight.updated_at - _OVERLAP
         self._since = moment if self._since is None else max(self._since, moment)
-        if before is None or before.place != sight.place:
+        if before is not None and sight.seq < before.seq:
+            self._falls.append(Fall(workflow_id=sight.workflow_id, was=before.seq, found=sight.seq))
+        if before is None or place(before) != place(sight):
             # One that was lost with its acknowledgement goes on from further back.
             made = sight.seq + 1 if before is None else max(0, sight.seq - before.seq)
             self._moves.append(
                 Move(
-                    asked=asked,
+                    happened=happened,
                     at=at,
                     workflow_id=sight.workflow_id,
-                    place=sight.place,
+                    place=place(sight),
                     transitions=made,
                     ended=sight.status == "completed",
                 )
             )
 
 
-def still_met(moves: list[Move], places: Mapping[str, tuple[int, int]], since: float) -> dict[str, tuple[int, int]]:
-    """Return where the workflows that were at those places really were at ``since``, without those that had ended.
-
-    What a look shows that began before may have happened before.
-    """
+def still_met(moves: list[Move], places: Mapping[str, Place], since: float) -> dict[str, Place]:
+    """Return where the workflows that were at those places really were at ``since``, without those that had ended."""
     found = dict(places)
     for move in moves:
-        if move.workflow_id not in found or move.asked >= since:
+        if move.workflow_id not in found or move.happened >= since:
             continue
         if move.ended:
             del found[move.workflow_id]
@@ -126,13 +155,13 @@ def still_met(moves: list[Move], places: Mapping[str, tuple[int, int]], since: f
     return found
 
 
-def moved_at(moves: list[Move], places: Mapping[str, tuple[int, int]], since: float) -> dict[str, float]:
+def moved_at(moves: list[Move], places: Mapping[str, Place], since: float) -> dict[str, float]:
     """Return when each of the workflows that were at those places was first seen further on; those alone that were."""
     found: dict[str, float] = {}
     for move in moves:
-        place = places.get(move.workflow_id)
-        if place is None or move.asked < since or move.workflow_id in found:
+        before = places.get(move.workflow_id)
+        if before is None or move.happened < since or move.workflow_id in found:
             continue
-        if move.place[0] > place[0] or move.place[1] > place[1]:
+        if move.place[0] > before[0] or move.place[1] > before[1]:
             found[move.workflow_id] = move.at
     return found

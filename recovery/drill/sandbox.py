@@ -25,7 +25,6 @@ from ...config.keys import new_anchor_key
 from ...config.settings import Settings
 from ...core.anchor import log_name
 from ...core.errors import ServerUnavailable
-from ...persistence import watch
 from ...persistence.database import Database
 from ...persistence.migrate import upgrade
 from ...persistence.schema import deployment_name
@@ -131,9 +130,8 @@ class Sandbox(System):
         count = sum(name.startswith(_WORKER) for name in self._services)
         deadline = time.monotonic() + _ALIVE_WITHIN
         while time.monotonic() < deadline:
-            with self.database.statement() as connection:
-                if watch.living(connection, self.settings.recovery.heartbeat_timeout) >= count:
-                    return
+            if self.living() >= count:
+                return
             self.supervisor.look()
             time.sleep(_LOOK_EVERY)
         log = self.settings.places.logs / "worker-1.log"

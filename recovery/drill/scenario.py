@@ -13,6 +13,8 @@ WORKFLOW: Final = "ID"
 """Stands in a command for the workflow that was met."""
 MOMENT: Final = "TIME"
 """Stands in a command for the point in time to go back to."""
+WHY: Final = "WHY"
+"""Stands in a command for the reason that goes on record."""
 FILE: Final = "FILE"
 """Stands in a command for the file that is in the way."""
 
@@ -29,6 +31,8 @@ class Command:
     expects: tuple[int, ...] = (0,)
     says: str = ""
     runs_on: bool = False
+    given: bool = False
+    """It was given for this drill, and is carried out as it stands, where and as whoever called it."""
     waits: bool = False
     """It is typed again until it does, as somebody does who waits for what was started before."""
 

@@ -15,12 +15,10 @@ from ...core.errors import DrillNotRun
 from ...persistence import observe
 from ...persistence.observe import Sight
 from .client import Client
-from .movement import Movement
+from .movement import Movement, Place, place
 from .sandbox import Sandbox
 from .servers import WORKERS
 from .system import System
-
-Place = tuple[int, int]
 
 # So many workflows are on their way when something shared is lost.
 WAITING: Final = 40
@@ -70,6 +68,12 @@ class Fault:
     """What was acknowledged after this is given up on purpose: one goes back to then."""
     anchored_at: float | None = None
     """What was acknowledged before is anchored, and is lost nevertheless: `aegis reconcile` has to list it."""
+    others: Sequence[Client] = ()
+    """Clients beside the drill's own: they, too, have to be served in the end."""
+    stop: Callable[[], None] | None = None
+    """Stops what is left of it, once everything was looked at that needs it."""
+    stopped: float | None = None
+    """When that was: what was acknowledged between ``until`` and then is given up."""
     sooner: float = 0.0
     """By how much (seconds) it may have happened before ``at``: that counts as time without recovery."""
 
@@ -114,7 +118,7 @@ def under_way(scene: Stage[System], *, at_least: int = 1, within: float = 20) ->
     """Return what could run, without what is inside a long handler: that goes on in its worker all the while."""
     deadline = time.monotonic() + within
     while True:
-        found = {s.workflow_id: s.place for s in sights(scene) if s.status == "pending" and s.type in SHORT_TYPES}
+        found = {s.workflow_id: place(s) for s in sights(scene) if s.status == "pending" and s.type in SHORT_TYPES}
         if len(found) >= at_least:
             return found
         if time.monotonic() > deadline:
@@ -133,7 +137,7 @@ def queueing(scene: Scene) -> Iterator[dict[str, Place]]:
         waiting: dict[str, Place] = {}
         while len(waiting) < WAITING and time.monotonic() < deadline:
             time.sleep(0.02)
-            waiting = {s.workflow_id: s.place for s in sights(scene) if _is_waiting(s) and s.workflow_id in asked}
+            waiting = {s.workflow_id: place(s) for s in sights(scene) if _is_waiting(s) and s.workflow_id in asked}
         if not waiting:
             raise DrillNotRun("broker", "no bell ever waited in it", "look at the load of the machine")
         yield waiting

@@ -7,11 +7,11 @@ sandbox: the load, the ledger of answers, what is declared, the runbook's looks,
 from __future__ import annotations
 
 import shlex
-import subprocess
+import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,9 @@ from ...core.errors import DatabaseUnavailable, DrillNotRun, SinkUnavailable
 from ...persistence import watch
 from ...persistence.schema import deployment_name
 from ...tasks.sinks import sinks
+from ..cluster.layout import load
 from .drill import Drill, Terms
+from .movement import place
 from .report import Outcome, Report, packages
 from .scenario import Command, Scenario
 from .scene import SHORT_TYPES, WAITING, Fault, Stage, under_way
@@ -29,10 +31,10 @@ from .session import Notes, declared_for
 from .system import System, Tell
 from .workload import TRANSITIONS
 
-_WITHIN: Final = 120.0
 _WHOLE_WITHIN: Final = 120.0
 _LOOK_EVERY: Final = 0.2
 _MOST_SAID: Final = 500
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WORKLOAD: Final = "aegis.recovery.drill.workload"
 
 
@@ -68,8 +70,8 @@ class Staging(System):
         """
         timeout = self.settings.recovery.heartbeat_timeout
         with self.database.statement() as connection:
-            called = deployment_name(connection)
-            self.workers, served = watch.living(connection, timeout), watch.served(connection, timeout)
+            called, served = deployment_name(connection), watch.served(connection, timeout)
+        self.workers = self.living()
         if called != self.name:
             problem = f"the database of these settings is that of {called!r}"
             raise DrillNotRun(self.name, problem, "set AEGIS_DATABASE_URL to the one that is meant, or name this one")
@@ -91,9 +93,9 @@ class Staging(System):
     def anchor(self) -> int:
         """Return how much of the log is known outside: it is the system's own beat that anchors."""
         ends = []
-        for place in sinks(self.settings):
+        for sink in sinks(self.settings):
             with suppress(SinkUnavailable):
-                last = place.last()
+                last = sink.last()
                 ends.append(0 if last is None else last.end)
         return max(ends, default=0)
 
@@ -106,8 +108,8 @@ class Staging(System):
         deadline = time.monotonic() + self._whole_within
         while True:
             living = -1
-            with suppress(DatabaseUnavailable), self.database.statement() as connection:
-                living = watch.living(connection, self.settings.recovery.heartbeat_timeout)
+            with suppress(DatabaseUnavailable):
+                living = self.living()
             if living >= self.workers:
                 return
             if time.monotonic() > deadline:
@@ -115,29 +117,12 @@ class Staging(System):
                 raise DrillNotRun(self.name, problem, "have --undo bring back what --inject took away")
             time.sleep(_LOOK_EVERY)
 
-    def carry_out(self, argv: Sequence[str]) -> None:
-        """Run one of the commands that were given.
-
-        Raises:
-            DrillNotRun: it did not end well.
-
-        """
-        command = shlex.join(argv)
-        try:
-            done = subprocess.run(
-                list(argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_WITHIN, check=False
-            )
-        except OSError as error:
-            raise DrillNotRun(self.name, f"`{command}`: {error.strerror}", "name a program that is here") from None
-        except subprocess.TimeoutExpired:
-            raise DrillNotRun(self.name, f"`{command}` took more than {_WITHIN:g} s", "name one that ends") from None
-        if done.returncode:
-            said = (done.stdout + done.stderr).strip()[-_MOST_SAID:]
-            raise DrillNotRun(self.name, f"`{command}` ended with {done.returncode}: {said}", "mend the command")
-
 
 class Breaking:
-    """What breaks a staging system: the command that was given, and the one that mends it, once in any case."""
+    """What breaks a staging system: the command that was given; and the one that mends it, once in any case.
+
+    Nothing interrupts that one: a second Ctrl-C would leave the system as it is.
+    """
 
     def __init__(self, orders: Orders, *, planned: bool) -> None:
         self._orders, self._planned = orders, planned
@@ -152,17 +137,17 @@ class Breaking:
         """
         stage.client.burst(WAITING)
         under_way(stage)
-        stage.at_end(lambda: self._mend(stage.box))
+        stage.at_end(lambda: self._mend_after_all(stage.box))
         self._to_mend = True
         began = time.monotonic()
-        stage.box.carry_out(self._orders.inject)
+        _succeed(stage.box, self._orders.inject)
         ended = time.monotonic()
         command = f"`{shlex.join(self._orders.inject)}`"
         if self._planned:
             return Fault(at=began, told=command, undo=lambda: self._mend(stage.box))
         # What was seen last may be from before the command began, if it took the database away.
         seen = stage.movement.sights().values()
-        met = {each.workflow_id: each.place for each in seen if each.status == "pending" and each.type in SHORT_TYPES}
+        met = {each.workflow_id: place(each) for each in seen if each.status == "pending" and each.type in SHORT_TYPES}
         if not met:
             raise DrillNotRun(stage.box.name, "nothing was under way when the command had ended", "raise --load")
         return Fault(
@@ -176,7 +161,50 @@ class Breaking:
     def _mend(self, box: Staging) -> None:
         if self._to_mend and self._orders.undo:
             self._to_mend = False
-            box.carry_out(self._orders.undo)
+            with _uninterrupted():
+                _succeed(box, self._orders.undo)
+
+    def _mend_after_all(self, box: Staging) -> None:
+        """Mend what a drill left that was not carried out to its end: why it was not is what is raised."""
+        try:
+            self._mend(box)
+        except DrillNotRun as error:
+            box.tell(f"NOT MENDED: {error.problem}")
+
+
+def _succeed(box: Staging, argv: Sequence[str]) -> None:
+    """Run one of the commands that were given.
+
+    Raises:
+        DrillNotRun: it did not end well.
+
+    """
+    done = box.carry_out(argv)
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip()[-_MOST_SAID:]
+        problem = f"`{shlex.join(argv)}` ended with {done.returncode}: {said}"
+        raise DrillNotRun(box.name, problem, "mend the command")
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Have signals wait until the body has ended."""
+    came: list[int] = []
+    # Handlers, and not SIG_IGN: what is run would inherit that.
+    before = {number: signal.signal(number, lambda which, _: came.append(which)) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+def _there(commands: Sequence[Command], given: Settings) -> tuple[Command, ...]:
+    """Return those of the runbook's commands that can be typed: `aegis cluster` knows its own clusters alone."""
+    own = load(given.places) is not None
+    return tuple(command for command in commands if own or tuple(command.argv[:2]) != ("aegis", "cluster"))
 
 
 def rehearse(
@@ -199,7 +227,12 @@ def rehearse(
         raise DrillNotRun(scenario.name, "it can be done on a sandbox alone", "leave --staging out")
     if scenario.from_healing and not orders.heal:
         raise DrillNotRun(scenario.name, "its time counts from what a person does then", "name that with --heal")
-    here = replace(scenario, heal=(Command(argv=orders.heal, why="as it was given"),) if orders.heal else ())
+    here = replace(
+        scenario,
+        check=_there(scenario.check, given),
+        heal=(Command(argv=orders.heal, why="as it was given", given=True),) if orders.heal else (),
+        over=_there(scenario.over, given),
+    )
     with tempfile.TemporaryDirectory(prefix="aegis-drill-") as folder:
         box = Staging(Path(folder), given, name, tell)
         try:

@@ -6,10 +6,12 @@ A sandbox is one, and so is a staging system that somebody names.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -18,6 +20,7 @@ from celery import Celery
 
 from ...config.settings import Settings
 from ...core.errors import AegisError, ServerUnavailable
+from ...persistence import watch
 from ...persistence.database import Database
 from ...persistence.durable import DurableWorkflowEngine
 from ...persistence.operations import Terms
@@ -25,9 +28,16 @@ from ...tasks.broker import Broker
 from ...tasks.scrub import sources
 from ...workers.factory import make_app
 
-_COMMAND_TIMEOUT: Final = 120.0
+# A command of the runbook: verifying a million transitions takes a minute. One that was given may restore a server.
+_COMMAND_TIMEOUT: Final = 600.0
+_GIVEN_TIMEOUT: Final = 3600.0
+# Heartbeats that a worker may miss before it is not counted.
+_SILENT: Final = 2.5
+_NOT_RUN: Final = 127
+_TOO_LONG: Final = 124
 
 Tell = Callable[[str], None]
+Done = subprocess.CompletedProcess[str]
 
 
 class System(ABC):
@@ -72,6 +82,17 @@ class System(ABC):
 
         """
 
+    def living(self) -> int:
+        """Return how many workers live: one that was killed a moment ago is not taken for one.
+
+        Raises:
+            DatabaseUnavailable: nobody can say.
+
+        """
+        silent = timedelta(seconds=_SILENT * self.settings.heartbeat_interval)
+        with self.database.statement() as connection:
+            return watch.living(connection, silent)
+
     def engine(self, database: Database | None = None, app: Celery | None = None) -> DurableWorkflowEngine:
         """Return an engine for a client of this deployment, who may have a way of its own to all of it."""
         grace = timedelta(seconds=self.settings.ring_grace)
@@ -79,20 +100,15 @@ class System(ABC):
         ring = Broker(app or self.app).ring
         return DurableWorkflowEngine(database or self.database, ring, terms, sources(self.settings))
 
-    def run(self, argv: Sequence[str], desk: str) -> subprocess.CompletedProcess[str]:
+    def run(self, argv: Sequence[str], desk: str) -> Done:
         """Run a command as somebody would type it here, in a folder of that name."""
         folder = self.root / desk
         folder.mkdir(exist_ok=True)
-        return subprocess.run(
-            program(argv),
-            env={**os.environ, **self.environment},
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_COMMAND_TIMEOUT,
-            check=False,
-        )
+        return ended(program(argv), _COMMAND_TIMEOUT, cwd=folder, env={**os.environ, **self.environment})
+
+    def carry_out(self, argv: Sequence[str]) -> Done:
+        """Run a command that was given for this drill: where, and as whoever called it."""
+        return ended(argv, _GIVEN_TIMEOUT)
 
     def unless_broken(self) -> None:
         """Go on only while everything that is supervised can be started.
@@ -104,6 +120,39 @@ class System(ABC):
         if self.broken is not None:
             error: AegisError = self.broken
             raise error
+
+
+def ended(argv: Sequence[str], within: float, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Done:
+    """Run a program to its end, out of reach of this terminal's Ctrl-C; it is killed where it takes for ever.
+
+    What cannot be run, or does not end in time, has a status as a shell would give it, and says so.
+    """
+    try:
+        process = subprocess.Popen(
+            list(argv),
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return subprocess.CompletedProcess(list(argv), _NOT_RUN, "", error.strerror or str(error))
+    try:
+        stdout, stderr = process.communicate(timeout=within)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate()
+        return subprocess.CompletedProcess(list(argv), _TOO_LONG, stdout, f"{stderr}it took more than {within:g} s")
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    return subprocess.CompletedProcess(list(argv), process.returncode, stdout, stderr)
 
 
 def program(argv: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ from aegis.recovery.drill.sandbox import environment_of, is_pulse, own
 from aegis.recovery.drill.scenario import Scenario
 from aegis.recovery.drill.scenarios import BY_NAME, QUICK
 from aegis.recovery.drill.scene import Fault, Scene
-from aegis.recovery.drill.session import Session, Skipped
+from aegis.recovery.drill.session import Session, Skipped, declared_for
 
 pytestmark = pytest.mark.faults
 
@@ -248,6 +248,6 @@ def test_the_objective_of_a_long_handler_is_scaled_to_how_often_its_sandbox_save
         ({"AEGIS_CHECKPOINT_INTERVAL": "600"}, 2.5),
         ({"AEGIS_OBJECTIVES": "long-handler=60/5"}, 1),
     ):
-        session = Session(read({"AEGIS_HOME": str(tmp_path), **given}), Terms(load=8, seed=1), print)
-        assert session._declared(long).rpo == pytest.approx(rpo)
-    assert session._declared(BY_NAME["worker"]).rpo == 0
+        settings = read({"AEGIS_HOME": str(tmp_path), **given})
+        assert declared_for(settings, long).rpo == pytest.approx(rpo)
+    assert declared_for(settings, BY_NAME["worker"]).rpo == 0

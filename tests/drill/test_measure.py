@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from aegis.core.objective import DEFAULTS
+from aegis.persistence import observe
 from aegis.persistence.observe import Sight
-from aegis.recovery.drill import measure
+from aegis.recovery.drill import measure, movement
 from aegis.recovery.drill.ledger import EVENT, START, Request
-from aegis.recovery.drill.movement import Move
+from aegis.recovery.drill.movement import Move, Movement, place
 from aegis.recovery.drill.scenarios import BY_NAME
 from aegis.recovery.drill.scene import Fault
 from aegis.recovery.drill.workload import Turn
@@ -77,7 +81,7 @@ def test_what_did_not_complete_is_named() -> None:
 
 
 def move(at: float, workflow_id: str, seq: int, claim: int) -> Move:
-    return Move(asked=at, at=at, workflow_id=workflow_id, place=(seq, claim), transitions=1)
+    return Move(happened=at, at=at, workflow_id=workflow_id, place=(seq, claim), transitions=1)
 
 
 def test_recovered_is_when_the_first_and_the_last_of_those_met_moved_again() -> None:
@@ -92,14 +96,61 @@ def test_recovered_is_when_the_first_and_the_last_of_those_met_moved_again() -> 
     assert measure.recovered(fault, [first, last], 10.5) == (0.5, 3)
 
 
-def test_what_a_look_shows_that_began_before_the_fault_is_no_recovery() -> None:
-    fault = Fault(at=10, told="", met={"a": (1, 1), "b": (2, 5)})
-    late = replace(move(10.2, "a", 2, 2), asked=9.9)
-    ended = replace(move(10.2, "b", 3, 5), asked=9.9, ended=True)
+def test_what_is_seen_late_and_happened_before_the_fault_is_no_recovery() -> None:
+    """Nobody could look meanwhile: the first look after it shows what was committed just before."""
+    fault = Fault(at=10, told="", met={"a": (1, 0), "b": (2, 0)})
+    late = replace(move(30.2, "a", 2, 0), happened=9.9)
+    ended = replace(move(30.2, "b", 3, 0), happened=9.9, ended=True)
     assert measure.recovered(fault, [late], 10) == (None, None)
-    # It was at (2, 2) already: only what is beyond that counts. And the other had ended before it could be met.
-    assert measure.recovered(fault, [late, ended, move(11, "a", 2, 2)], 10) == (None, None)
-    assert measure.recovered(fault, [late, ended, move(12, "a", 2, 3)], 10) == (2, 2)
+    # It was at 2 already: only what is beyond that counts. And the other had ended before it could be met.
+    assert measure.recovered(fault, [late, ended, move(31, "a", 2, 0)], 10) == (None, None)
+    assert measure.recovered(fault, [late, ended, move(32, "a", 3, 0)], 10) == (22, 22)
+
+
+def test_to_be_taken_in_hand_is_to_get_on_for_a_long_handler_alone() -> None:
+    """A restore raises the numbers of all claims: that is no workflow that moves."""
+    short, long = seen("a", 1, "pending"), seen("l", 0, "pending", "DrillLong")
+    assert place(short) == place(replace(short, claim=2**32 + 1))
+    assert place(long) < place(replace(long, claim=1))
+    assert place(short) < place(replace(short, seq=2))
+
+
+class Rows:
+    """A database of one table, as a watcher sees it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[Sight] = []
+        self.now = datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
+        monkeypatch.setattr(observe, "sights", lambda *_, **__: iter(self.rows))
+        monkeypatch.setattr(movement, "now", lambda _: self.now)
+
+    @contextmanager
+    def statement(self) -> Iterator[None]:
+        yield
+
+
+def test_a_watcher_tells_when_it_happened_and_what_went_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Rows(monkeypatch)
+    watching = Movement(rows, "")  # type: ignore[arg-type]
+    watching.stop()
+    rows.rows = [replace(seen("a", 2, "pending"), updated_at=rows.now - timedelta(seconds=5))]
+    began = time.monotonic()
+    watching.look()
+    (first,) = watching.moves()
+    assert began - 5.5 < first.happened < time.monotonic() - 4.9
+    assert (first.place, first.transitions) == ((2, 0), 3)
+    rows.rows = [seen("a", 1, "pending")]
+    watching.look()
+    assert [(fall.workflow_id, fall.was, fall.found) for fall in watching.falls()] == [("a", 2, 1)]
+    rows.rows = [seen("a", 2, "pending")]
+    watching.look()
+    assert [each.transitions for each in watching.moves()] == [3, 0, 1]
+    watching.forget(["a"])
+    rows.rows = [seen("a", 0, "pending")]
+    watching.look()
+    assert len(watching.falls()) == 1, "one that goes back on purpose is no loss"
+    assert not measure.of_what_was_seen(watching.falls()).passed
+    assert measure.of_what_was_seen([]).passed
 
 
 def turn(number: int, at: float, attempt: int = 1, workflow_id: str = "l") -> Turn:
@@ -121,6 +172,51 @@ def test_the_gap_is_the_longest_without_an_acknowledgement() -> None:
     assert measure.gap(requests, 0, 8) == 5
     assert measure.gap(requests, 0, 20) == 13
     assert measure.gap([], 0, 3) == 3
+
+
+def test_what_stood_still_is_the_longest_without_an_answer_or_a_transition() -> None:
+    answered = [asked(str(at), at) for at in range(1, 21)]
+    moves = [move(at, "w", at, 0) for at in (1, 2, 9, 10, 11, 20)]
+    assert measure.stood_still(answered, moves, 1, 20) == 9
+    taken = replace(move(15, "l", 0, 2), transitions=0)
+    assert measure.stood_still(answered, [*moves, taken], 1, 20) == 9, "taken in hand, and nothing committed"
+    silent = [each for each in answered if not 3 <= each.answered_at <= 15]
+    assert measure.stood_still(silent, [move(at, "w", at, 0) for at in range(21)], 1, 20) == 14
+    assert measure.stood_still(answered[:2], moves, 1, 60) == 58, "it is counted up to the end, where it never ends"
+
+
+def test_it_goes_on_once_something_that_was_asked_for_afterwards_is_answered_and_moves() -> None:
+    before = replace(asked("a", 12), asked_at=9)
+    assert not measure.is_served([before], [move(12, "w", 1, 0)], 10)
+    assert not measure.is_served([asked("b", 12, error="gone")], [move(12, "w", 1, 0)], 10)
+    assert not measure.is_served([asked("b", 12)], [move(9, "w", 1, 0)], 10)
+    assert not measure.is_served([asked("b", 12)], [replace(move(12, "w", 1, 0), transitions=0)], 10)
+    assert measure.is_served([asked("b", 12)], [move(12, "w", 1, 0)], 10)
+
+
+def test_clients_that_are_never_served_again_are_a_failure() -> None:
+    assert measure.of_the_service([asked("a", 11)], 10, 0).passed
+    assert not measure.of_the_service([asked("a", 9)], 10, 0).passed
+    still = measure.of_the_service([asked("a", 11)], 10, 1)
+    assert (still.passed, still.measured) == (False, "1 still ask in vain, after 1 requests")
+
+
+def test_what_is_given_up_by_going_back_is_what_came_until_everything_was_stopped() -> None:
+    fault = Fault(at=11, told="", until=10, stopped=20)
+    requests = [asked("a", 9), asked("b", 15), asked("c", 21), asked("a", 12, EVENT), asked("a", 18, EVENT)]
+    assert [each.workflow_id for each in measure.promised(requests, fault)] == ["a", "c"]
+    assert len(measure.promised(requests, replace(fault, stopped=None))) == 5, "none came within the second"
+    assert measure.events_given_up(requests, fault, until=17) == 1
+    assert measure.of_the_events(1, 1).passed
+    assert not measure.of_the_events(2, 1).passed
+
+
+def test_what_is_lost_and_was_anchored_has_to_be_listed() -> None:
+    counted = measure.count([asked("a", 1), asked("b", 5), asked("c", 1)], sights(seen("c")), set())
+    assert [each.workflow_id for each in counted.lost] == ["a", "b"]
+    assert measure.of_what_is_listed(counted, {"a"}, 3).passed
+    assert not measure.of_what_is_listed(counted, {"b"}, 3).passed
+    assert not measure.of_what_is_listed(counted, {"a", "b"}, 0.5).passed, "nothing was anchored: it proves nothing"
 
 
 def test_effects_that_were_had_twice_are_counted_once_each() -> None:

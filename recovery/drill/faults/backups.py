@@ -11,7 +11,8 @@ import psutil
 
 from ....core.errors import DrillNotRun
 from ....persistence.database import now
-from ..scene import WAITING, Fault, Place, Scene, count, sights, to_each, under_way
+from ..movement import Place, place
+from ..scene import SHORT_TYPES, WAITING, Fault, Scene, count, sights, to_each, under_way
 from ..servers import WORKERS
 from .machine import end_everything
 
@@ -33,7 +34,7 @@ def lose_the_disk(scene: Scene) -> Fault:
 
 
 def remove_rows(scene: Scene) -> Fault:
-    """Remove every workflow, as a superuser who meant another database; and stop everything a second later."""
+    """Remove every workflow, as a superuser who meant another database; PostgreSQL goes on until that is looked at."""
     _back_up(scene)
     to_each([process for name in WORKERS for process in scene.box.family(name)], psutil.Process.suspend)
     scene.client.burst(WAITING)
@@ -43,11 +44,15 @@ def remove_rows(scene: Scene) -> Fault:
     moment = _now(scene)
     time.sleep(_BEFORE)
     removed = _remove(scene)
+    at = time.monotonic()
     time.sleep(_UNNOTICED)
-    end_everything(scene)
-    scene.movement.forget(met)
-    told = f"{removed} workflows removed, and everything stopped {_UNNOTICED:g} s later"
-    return Fault(at=time.monotonic(), told=told, met=met, until=until, moment=moment.isoformat())
+
+    def stop() -> None:
+        end_everything(scene)
+        scene.movement.forget(met)
+
+    told = f"{removed} workflows removed; everything stopped once it was known what would be lost by going back"
+    return Fault(at=at, told=told, met=met, until=until, moment=moment.isoformat(), stop=stop)
 
 
 def _back_up(scene: Scene) -> None:
@@ -57,8 +62,9 @@ def _back_up(scene: Scene) -> None:
 
 
 def _waiting(scene: Scene) -> dict[str, Place]:
-    """Return what is pending, and in nobody's hands."""
-    return {s.workflow_id: s.place for s in sights(scene) if s.status == "pending" and s.owner is None}
+    """Return what is pending, short, and in nobody's hands."""
+    found = (s for s in sights(scene) if s.status == "pending" and s.owner is None and s.type in SHORT_TYPES)
+    return {sight.workflow_id: place(sight) for sight in found}
 
 
 def _now(scene: Scene) -> datetime:

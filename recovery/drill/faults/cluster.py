@@ -12,7 +12,8 @@ from ....persistence import observe
 from ....persistence.database import Database
 from ...cluster import patroni
 from ...cluster.layout import Node
-from ..scene import WAITING, Fault, Place, Scene, count, to_each, under_way, wait_for
+from ..movement import Place, place
+from ..scene import WAITING, Fault, Scene, count, to_each, under_way, wait_for
 from ..servers import Clustered
 
 # How long the standbys hear nothing before the primary is lost, in the control.
@@ -60,7 +61,7 @@ def lose_the_leader_of_those_behind(scene: Scene) -> Fault:
     receivers = [process for node in standbys for process in _receivers(node)]
     to_each(receivers, psutil.Process.suspend)
     one, other = (_under_way_at(servers, node, scene) for node in standbys)
-    met = {each: min(place, other[each]) for each, place in one.items() if each in other}
+    met = {each: min(there, other[each]) for each, there in one.items() if each in other}
     time.sleep(_BEHIND_FOR)
     anchored_at = time.monotonic()
     scene.box.anchor()
@@ -113,7 +114,7 @@ def _under_way_at(servers: Clustered, node: Node, scene: Scene) -> dict[str, Pla
     database = Database(servers.cluster.layout.url([node], target="any"), pool_size=1)
     try:
         with database.statement() as connection:
-            return {s.workflow_id: s.place for s in observe.sights(connection, scene.prefix) if s.status == "pending"}
+            return {s.workflow_id: place(s) for s in observe.sights(connection, scene.prefix) if s.status == "pending"}
     finally:
         database.close()
 

@@ -11,8 +11,9 @@ from ....persistence.database import Database
 from ....workers.factory import make_app
 from ...cluster import patroni
 from ..client import Client
+from ..movement import Place, place
 from ..regional import Regional
-from ..scene import WAITING, Fault, Place, Scene, count, sights, under_way, wait_for
+from ..scene import WAITING, Fault, Scene, count, sights, under_way, wait_for
 
 # What the client inside asks for (workflows a second), and for how long before it is met.
 _INSIDE: Final = 2.0
@@ -57,7 +58,8 @@ def cut_where_nobody_waits(scene: Scene) -> Fault:
         at=at,
         told=f"{name}, which led, cut off; it acknowledged {len(alone)} requests alone",
         met=_left_of(scene, before),
-        undo=lambda: _heal(scene, regional, name, inside),
+        undo=lambda: regional.regions.heal(name, scene.box.supervisor),
+        others=(inside,),
         anchored_at=anchored_at,
     )
 
@@ -74,7 +76,8 @@ def _meet(scene: Scene, regional: Regional, act: Callable[[str], None], how: str
         at=at,
         told=f"{name}, which led, {how} with {count(met)} under way",
         met=met,
-        undo=lambda: _heal(scene, regional, name, inside),
+        undo=lambda: regional.regions.heal(name, scene.box.supervisor),
+        others=(inside,),
     )
 
 
@@ -88,13 +91,13 @@ def _left_of(scene: Scene, before: dict[str, Place]) -> dict[str, Place]:
     deadline = time.monotonic() + _WITHIN
     while True:
         try:
-            there = {sight.workflow_id: sight.place for sight in sights(scene)}
+            there = {sight.workflow_id: place(sight) for sight in sights(scene)}
         except DatabaseUnavailable:
             if time.monotonic() > deadline:
                 raise
             time.sleep(_LOOK_EVERY)
         else:
-            return {each: min(place, there[each]) for each, place in before.items() if each in there}
+            return {each: min(was, there[each]) for each, was in before.items() if each in there}
 
 
 def _client_inside(scene: Scene, regional: Regional) -> Client:
@@ -124,12 +127,6 @@ def _anchor_inside(scene: Scene, regional: Regional, name: str) -> None:
             scene.box.anchor(database)
         finally:
             database.close()
-
-
-def _heal(scene: Scene, regional: Regional, name: str, inside: Client) -> None:
-    """Have the region back, with everything in it, and its client served."""
-    regional.regions.heal(name, scene.box.supervisor)
-    inside.rest(_WITHIN)
 
 
 def _leader(regional: Regional) -> str:

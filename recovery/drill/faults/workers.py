@@ -9,7 +9,8 @@ from typing import Final
 import psutil
 
 from ....core.errors import DrillNotRun
-from ..scene import Fault, Place, Scene, count, sights, suspended, to_each
+from ..movement import Place, place
+from ..scene import Fault, Scene, count, sights, suspended, to_each
 from ..servers import WORKERS
 
 _MOST_TRIES: Final = 400
@@ -31,10 +32,10 @@ def kill_child(scene: Scene) -> Fault:
                 continue
             with suspended([psutil.Process(sight.pid)]):
                 still = {each.workflow_id: each for each in sights(scene)}.get(sight.workflow_id)
-                if still is not None and (still.pid, still.place) == (sight.pid, sight.place):
+                if still is not None and (still.pid, still.seq, still.claim) == (sight.pid, sight.seq, sight.claim):
                     at = time.monotonic()
                     psutil.Process(sight.pid).kill()
-                    return Fault(at=at, told="a child killed in a handler", met={sight.workflow_id: sight.place})
+                    return Fault(at=at, told="a child killed in a handler", met={sight.workflow_id: place(sight)})
         time.sleep(scene.random.uniform(0, 0.02))
     raise DrillNotRun("child", "no child was ever caught inside a handler", "raise --load")
 
@@ -72,7 +73,7 @@ def kill_in_a_long_handler(scene: Scene) -> Fault:
         name = "-".join(sight.owner.split("-")[:2])
         at = time.monotonic()
         scene.box.supervisor.take_away(name)
-        return Fault(at=at, told=f"{name} killed inside a long handler", met={long: sight.place}, victim=long)
+        return Fault(at=at, told=f"{name} killed inside a long handler", met={long: place(sight)}, victim=long)
     raise DrillNotRun("long-handler", "the long handler never began", "lower --load")
 
 
@@ -90,4 +91,4 @@ def _caught(scene: Scene, held_by: Callable[[Scene, str], dict[str, Place]]) -> 
 
 
 def _in_hand_of(scene: Scene, name: str) -> dict[str, Place]:
-    return {s.workflow_id: s.place for s in sights(scene) if s.owner is not None and s.owner.startswith(f"{name}-")}
+    return {s.workflow_id: place(s) for s in sights(scene) if s.owner is not None and s.owner.startswith(f"{name}-")}

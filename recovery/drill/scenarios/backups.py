@@ -9,7 +9,7 @@ from typing import Final
 
 from ..faults import backups
 from ..sandbox import Needs
-from ..scenario import MOMENT, Command, Scenario
+from ..scenario import MOMENT, WHY, Command, Scenario
 from ..servers import Kind
 from .commands import FAILED, IS_INTACT, IS_WELL, UP
 
@@ -18,10 +18,13 @@ _TAKE: Final = Command(
     argv=("aegis", "backup", "take"), why="a new beginning: it is on another timeline", says="restored and verified"
 )
 _RECONCILE: Final = Command(
-    argv=("aegis", "reconcile", "--accept", "--resume", "--reason", "drill"),
+    argv=("aegis", "reconcile", "--accept", "--resume", "--reason", WHY),
     why="what had gone on after that point runs again, with the same keys",
     says="epoch ",
     waits=True,
+)
+_NOTHING_GONE: Final = Command(
+    argv=("aegis", "reconcile"), why="whether anything that was anchored is gone, or an effect in doubt", waits=True
 )
 
 
@@ -52,7 +55,7 @@ BACKUPS: Final = (
         expect="The newest backup and all that was archived since come back, are verified beside the anchors, and put"
         " in place: some seconds, and about a minute for each gigabyte. Where commits wait for the archive, nothing"
         " that was acknowledged is missing; where not, the last fraction of a second may be.",
-        over=(_TAKE, FAILED, IS_WELL, IS_INTACT),
+        over=(_NOTHING_GONE, _TAKE, FAILED, IS_WELL, IS_INTACT),
         advice="With a server of your own: `aegis restore --to latest --into DIRECTORY`, and start it on that.",
         from_healing=True,
         needs=_ARCHIVED,
@@ -65,19 +68,23 @@ BACKUPS: Final = (
         objective="operator",
         fault=backups.remove_rows,
         injects="A backup is taken under load; then every workflow's row is deleted by a superuser, past all triggers."
-        " A second later everything is stopped, and one goes back to the second before.",
+        " While PostgreSQL still answers it is asked what would be lost; then everything is stopped, and one goes back"
+        " to the second before.",
         shows="Workflows are missing: `aegis list` is short, applications get `WorkflowNotFound`. `aegis verify --all`"
         " names what the anchors know.",
-        check=(Command(argv=("aegis", "backup", "list"), why="what there is to go back to", says="full"),),
-        heal=(
+        check=(
+            Command(argv=("aegis", "backup", "list"), why="what there is to go back to", says="full"),
             Command(
                 argv=("aegis", "restore", "--to", MOMENT, "--dry-run"),
-                why="what would be lost with it; `aegis up` is stopped",
+                why="what would be lost with it, and which events are to be sent again: keep what it says. Only the"
+                " live database knows them, so stop workers, beat and applications before, and PostgreSQL after it",
                 says="would be restored",
             ),
+        ),
+        heal=(
             Command(
                 argv=("aegis", "restore", "--to", MOMENT, "--in-place"),
-                why="the point in time before the mistake",
+                why="the point in time before the mistake; `aegis up` is stopped",
                 says="as committed",
             ),
             UP,
@@ -87,7 +94,7 @@ BACKUPS: Final = (
         " it may go on; what was acknowledged after it is gone, and whoever asked for it may ask again, under the same"
         " id or key.",
         over=(_TAKE, FAILED, IS_WELL, IS_INTACT),
-        advice="Stop `aegis up`, or workers, beat and applications, before: what is written meanwhile is lost.",
+        advice="What is written until everything is stopped is lost: stop workers, beat and applications first.",
         from_healing=True,
         needs=_ARCHIVED,
         spends=True,

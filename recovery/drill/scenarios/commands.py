@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..scenario import Command
+from ..scenario import WHY, Command
 
 LOOK: Final = Command(
     argv=("aegis", "health"), why="what is missing, line by line", expects=(0, 1, 2), says="AEGIS is "
@@ -39,7 +39,7 @@ WHAT_IS_LOST: Final = Command(
     argv=("aegis", "reconcile", "--json"), why="exactly what was anchored and is gone", expects=(1,), says='"lost"'
 )
 ACCEPT_THE_LOSS: Final = Command(
-    argv=("aegis", "reconcile", "--accept", "--resume", "--reason", "drill"),
+    argv=("aegis", "reconcile", "--accept", "--resume", "--reason", WHY),
     why="once it is known what that meant outside",
     says="accepted: record ",
 )
