@@ -76,8 +76,7 @@ BACKUPS: Final = (
             Command(argv=("aegis", "backup", "list"), why="what there is to go back to", says="full"),
             Command(
                 argv=("aegis", "restore", "--to", MOMENT, "--dry-run"),
-                why="what would be lost with it, and which events are to be sent again: keep what it says. Only the"
-                " live database knows them, so stop workers, beat and applications before, and PostgreSQL after it",
+                why="what would be lost, and which events to send again: keep it, then stop PostgreSQL",
                 says="would be restored",
             ),
         ),
@@ -94,7 +93,9 @@ BACKUPS: Final = (
         " it may go on; what was acknowledged after it is gone, and whoever asked for it may ask again, under the same"
         " id or key.",
         over=(_TAKE, FAILED, IS_WELL, IS_INTACT),
-        advice="What is written until everything is stopped is lost: stop workers, beat and applications first.",
+        advice="What is written until everything is stopped is lost: stop workers, beat and applications first. Leave"
+        " PostgreSQL up for the dry run: which events came after that point, and who sent them, only the live database"
+        " knows.",
         from_healing=True,
         needs=_ARCHIVED,
         spends=True,
