@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, ParamSpec, TypeVar
@@ -21,8 +21,10 @@ from typing_extensions import override
 
 from ..core.errors import ConfigurationError, DatabaseUnavailable
 from . import sqlite
+from .awaited_patience import AwaitedPatience
 from .database import Database, see_through
 from .doubt import doubt_in
+from .hosts import Place, Preference
 from .outage import reason_of
 from .racing import first_to_serve
 
@@ -31,6 +33,8 @@ T = TypeVar("T")
 
 _INSTALL: Final = "pip install 'aegis-workflows[async]'"
 _CONNECT_TIMEOUT: Final = 5.0
+# Where another host can take over, it is worth leaving one sooner.
+_LEAVE_AFTER: Final = 2.0
 # What libpq, and so psycopg2, is told by, and asyncpg would send on to the server.
 _LIBPQ_ALONE: Final = (
     *("connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
@@ -66,6 +70,8 @@ class AsyncDatabase(Database):
     def __init__(self, blocking: Database, *, pool_size: int = 5) -> None:
         self._blocking = blocking  # what is in memory is kept by that one
         self._doubts: weakref.WeakKeyDictionary[Any, list[str]] = weakref.WeakKeyDictionary()
+        self._leads_to: weakref.WeakKeyDictionary[Any, Place] = weakref.WeakKeyDictionary()
+        self._preference = Preference()
         self._threads: ThreadPoolExecutor | None = None
         super().__init__(blocking.address.render_as_string(hide_password=False), pool_size=pool_size)
 
@@ -92,6 +98,8 @@ class AsyncDatabase(Database):
         return self._async.sync_engine
 
     def _postgresql(self, sizes: Mapping[str, Any], *, pre_ping: bool) -> AsyncEngine:
+        plain = self.address.set(drivername="postgresql").difference_update_query(_LIBPQ_ALONE)
+        self._plain, self._places = _places(plain)
         made = create_async_engine(
             "postgresql+asyncpg://",
             **sizes,
@@ -101,20 +109,35 @@ class AsyncDatabase(Database):
         )
         event.listen(made.sync_engine, "handle_error", see_through)
         self._watch(made.sync_engine)
+        if self._places:
+            self._patience = AwaitedPatience(
+                made.sync_engine, self._leads_to.__getitem__, self._preference, self._another_leads
+            )
         return made
 
     async def _connect(self) -> Any:
+        avoided = [place for place in self._places if place == self._preference.avoided]
+        made = await self._first_of([place for place in self._places if place not in avoided], avoided)
+        if (place := self._leads_to.get(made)) is not None:
+            self._preference.served(place)
+        _keep_alive(made)
+        self._doubts[made] = []
+        made.add_log_listener(self._hear)
+        return made
+
+    async def _first_of(self, places: Sequence[Place], avoided: Sequence[Place] = ()) -> Any:
+        """Return a connection to whoever serves first; without any places, to the one host that there is.
+
+        Raises:
+            DatabaseUnavailable: nobody does.
+
+        """
         import asyncpg  # noqa: PLC0415 - who uses SQLite needs no driver for PostgreSQL
 
-        plain, places = _places(self.address.set(drivername="postgresql").difference_update_query(_LIBPQ_ALONE))
-        connect = partial(
-            asyncpg.connect,
-            plain.render_as_string(hide_password=False),
-            timeout=_CONNECT_TIMEOUT,
-            server_settings={"application_name": "aegis"},
-        )
+        tries = [partial(self._try, place) for place in places] or [partial(self._try, None)]
+        late = [partial(self._try, place) for place in avoided]
         try:
-            made = await first_to_serve([partial(connect, **place) for place in places])
+            return await first_to_serve(tries, reluctantly=late, head_start=_LEAVE_AFTER)
         except (
             OSError,
             ValueError,
@@ -123,10 +146,30 @@ class AsyncDatabase(Database):
             asyncpg.InternalClientError,
         ) as error:
             raise DatabaseUnavailable(self.url, reason_of(error)) from error
-        _keep_alive(made)
-        self._doubts[made] = []
-        made.add_log_listener(self._hear)
+
+    async def _try(self, place: Place | None) -> Any:
+        import asyncpg  # noqa: PLC0415 - likewise
+
+        where = {} if place is None else {"host": place[0], "port": int(place[1])}
+        made = await asyncpg.connect(
+            self._plain.render_as_string(hide_password=False),
+            **where,
+            timeout=_CONNECT_TIMEOUT,
+            server_settings={"application_name": "aegis"},
+        )
+        if place is not None:
+            self._leads_to[made] = place
         return made
+
+    async def _another_leads(self, left: Place) -> bool:
+        """Whether another host than the one that may have to be left takes writes by now."""
+        try:
+            async with asyncio.timeout(_LEAVE_AFTER):
+                found = await self._first_of([place for place in self._places if place != left])
+        except (DatabaseUnavailable, TimeoutError):
+            return False
+        found.terminate()
+        return True
 
     # --- what a server says beside its answers: see ``replicated.py`` -------------------------------
 
@@ -167,20 +210,21 @@ class AsyncDatabase(Database):
 
     async def aclose(self) -> None:
         """Close every connection."""
+        if self._patience is not None:
+            await self._patience.aclose()
         await self._async.dispose()
         if self._threads is not None:
             self._threads.shutdown(wait=False)
             self._threads = None
 
 
-def _places(address: URL) -> tuple[URL, list[dict[str, Any]]]:
-    """Return an address without its hosts, where it names several, and each of these as asyncpg takes it."""
+def _places(address: URL) -> tuple[URL, list[Place]]:
+    """Return an address without its hosts, where it names several, and these."""
     named = address.query.get("host")
     if not isinstance(named, tuple):
-        return address, [{}]
+        return address, []
     pairs = [one.rpartition(":") if ":" in one else (one, ":", str(address.port or 5432)) for one in named]
-    places = [{"host": host, "port": int(port)} for host, _, port in pairs]
-    return address.difference_update_query(["host", "port"]), places
+    return address.difference_update_query(["host", "port"]), [(host, port) for host, _, port in pairs]
 
 
 def _keep_alive(connection: Any) -> None:

@@ -6,8 +6,8 @@ new connection. https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import URL, Engine, event, make_url
 
@@ -54,25 +54,52 @@ def each_alone(url: str) -> Iterator[tuple[str, str]]:
             yield host, alone.render_as_string(hide_password=False)
 
 
+Place: TypeAlias = tuple[str, str]
+"""A host and its port, as drivers name them."""
+
+
+class Preference:
+    """Which host is asked first, and which one last: the one that served, and the one that was left."""
+
+    def __init__(self) -> None:
+        self._last: Place | None = None
+        self.avoided: Place | None = None
+
+    def order(self, places: Sequence[Place]) -> list[Place]:
+        """Return the places in the order in which they are to be asked."""
+        # The sort is stable: the others stay in the order of the address.
+        return sorted(places, key=lambda place: (place == self.avoided, place != self._last))
+
+    def served(self, place: Place) -> None:
+        """Remember who served last."""
+        self._last = place
+        if place == self.avoided:  # nobody else did: it may lead again, and is as good as any
+            self.avoided = None
+
+    def avoid(self, place: Place) -> None:
+        """Ask a host last that takes connections, and answers nothing."""
+        self._last, self.avoided = None, place
+
+
 class LastGood:
-    """Puts the host that served last before the others, in every new connection of an engine."""
+    """Puts the host that served last before the others, in every new connection of an engine on psycopg2."""
 
     def __init__(self, engine: Engine) -> None:
-        self._last: tuple[str, str] | None = None
-        self._avoided: tuple[str, str] | None = None
+        self.preference = Preference()
         event.listen(engine, "do_connect", self._order)
         event.listen(engine, "connect", self._remember)
 
     def _order(self, _dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
-        places = list(zip(parameters["host"].split(","), str(parameters["port"]).split(","), strict=True))
-        # The sort is stable: the others stay in the order of the address.
-        places.sort(key=lambda place: (place == self._avoided, place != self._last))
+        places = self.preference.order(
+            list(zip(parameters["host"].split(","), str(parameters["port"]).split(","), strict=True))
+        )
         parameters["host"] = ",".join(host for host, _ in places)
         parameters["port"] = ",".join(port for _, port in places)
 
     def _remember(self, connection: Any, _record: Any) -> None:
-        self._last = (connection.info.host, str(connection.info.port))
+        self.preference.served(place_of(connection))
 
-    def avoid(self, host: str, port: int) -> None:
-        """Ask a host last that takes connections, and answers nothing."""
-        self._last, self._avoided = None, (host, str(port))
+
+def place_of(connection: Any) -> Place:
+    """Return whom a psycopg2 connection leads to."""
+    return connection.info.host, str(connection.info.port)

@@ -20,29 +20,48 @@ class Closable(Protocol):
 T = TypeVar("T", bound=Closable)
 
 
-async def first_to_serve(tries: Sequence[Callable[[], Awaitable[T]]]) -> T:
+async def first_to_serve(
+    tries: Sequence[Callable[[], Awaitable[T]]],
+    *,
+    reluctantly: Sequence[Callable[[], Awaitable[T]]] = (),
+    head_start: float = 0.0,
+) -> T:
     """Return the first connection that is made; any other that is made is closed.
+
+    Those that are asked ``reluctantly`` are asked once the others have failed, or did not answer for
+    ``head_start`` (seconds).
 
     Raises:
         Exception: none was made; this is why the last did not.
 
     """
-    running = {asyncio.ensure_future(act()) for act in tries}
+    running: set[asyncio.Future[T]] = {asyncio.ensure_future(act()) for act in tries}
     failure: BaseException = RuntimeError("nobody was asked")
     try:
-        while running:
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        while running or reluctantly:
+            done, running = await _some(running, head_start if reluctantly else None)
             served = [one for one in done if one.exception() is None]
             if served:
                 for other in served[1:]:
                     other.result().terminate()
                 return served[0].result()
-            failure = next(error for one in done if (error := one.exception()) is not None)
+            failure = next((error for one in done if (error := one.exception()) is not None), failure)
+            if reluctantly and not (done and running):
+                running |= {asyncio.ensure_future(act()) for act in reluctantly}
+                reluctantly = ()
     finally:
         for one in running:
             one.add_done_callback(_close)
             one.cancel()
     raise failure
+
+
+async def _some(
+    running: set[asyncio.Future[T]], within: float | None
+) -> tuple[set[asyncio.Future[T]], set[asyncio.Future[T]]]:
+    if not running:
+        return set(), running
+    return await asyncio.wait(running, timeout=within, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _close(late: asyncio.Future[T]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from private_servers import DEPLOYMENT, TEMPLATE, PrivatePostgres
+from lonely import Lonely
+from private_servers import DEPLOYMENT, TEMPLATE, PrivatePostgres, folder
 from sqlalchemy import NullPool, create_engine, text
 from store_workbench import RecordingRing, make_bench, make_engine
 from store_workflows import SCRIPT, Act
@@ -13,7 +14,7 @@ from tampering import Scenes
 
 from aegis.persistence.database import Database
 from aegis.persistence.durable import DurableWorkflowEngine
-from aegis.persistence.migrate import first_rows
+from aegis.persistence.migrate import first_rows, upgrade
 from aegis.persistence.models import Base
 from aegis.persistence.schema import VERSION_TABLE, wanted
 from aegis.tasks.bench import Bench
@@ -69,3 +70,25 @@ def script() -> Iterator[dict[str, Act]]:
     """What the handlers do, by their names; nothing where nothing is said."""
     yield SCRIPT
     SCRIPT.clear()
+
+
+@pytest.fixture(scope="module")
+def lonely_server() -> Iterator[PrivatePostgres]:
+    with folder("lonely") as root:
+        made = PrivatePostgres(root)
+        made.start()
+        database = Database(made.url(), pool_size=1)
+        upgrade(database, deployment=DEPLOYMENT)
+        database.close()
+        yield made
+        made.stop()
+
+
+@pytest.fixture
+def lonely(lonely_server: PrivatePostgres) -> Iterator[Lonely]:
+    made = Lonely(lonely_server)
+    try:
+        yield made
+    finally:
+        made.waits("")
+        made.close()

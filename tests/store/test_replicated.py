@@ -2,83 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import stores
 from local_engine import eventually
-from private_servers import DEPLOYMENT, PrivatePostgres, folder
-from store_workbench import RecordingRing, make_bench, make_engine, row, value
+from lonely import Lonely
+from store_workbench import RecordingRing, make_bench, make_engine, row
 from store_workflows import Act, Parcel
 
 from aegis.core.errors import DatabaseUnavailable
+from aegis.persistence.asynchronous import AsyncDatabase, spawn
 from aegis.persistence.database import Database
 from aegis.persistence.doubt import doubt_in
-from aegis.persistence.migrate import upgrade
 from aegis.tasks.bench import Bench
 from aegis.tasks.transition import Ended, run_transition
-
-WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'aegis'"
-
-
-class Lonely:
-    """A server that may be told to wait for a standby that does not exist."""
-
-    def __init__(self, server: PrivatePostgres) -> None:
-        self.server = server
-        self.database = Database(server.url())
-        # What looks from outside writes nothing, and so never waits.
-        self.outside = Database(server.url() + "&application_name=test")
-        self._pool = ThreadPoolExecutor(4)
-
-    def waits(self, standby: str) -> None:
-        self.server.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{standby}'")
-        self.server.execute("SELECT pg_reload_conf()")
-        eventually("it is told", lambda: value(self.outside, "SHOW synchronous_standby_names") == standby)
-
-    def during(self, act: Callable[[], Any]) -> Future[Any]:
-        """Do something that will wait, in a thread; return once it does."""
-        future = self._pool.submit(act)
-        eventually("it waits for a standby", lambda: bool(self.waiting()))
-        return future
-
-    def waiting(self) -> list[int]:
-        with self.outside.statement() as connection:
-            return list(connection.exec_driver_sql(WAITING).scalars())
-
-    def give_up(self) -> None:
-        """Break the wait off, as an operator in a hurry does."""
-        for pid in self.waiting():
-            self.server.execute(f"SELECT pg_cancel_backend({pid})")
-
-    def close(self) -> None:
-        self._pool.shutdown()
-        self.database.close()
-        self.outside.close()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PrivatePostgres]:
-    with folder("lonely") as root:
-        made = PrivatePostgres(root)
-        made.start()
-        database = Database(made.url(), pool_size=1)
-        upgrade(database, deployment=DEPLOYMENT)
-        database.close()
-        yield made
-        made.stop()
-
-
-@pytest.fixture
-def lonely(server: PrivatePostgres) -> Iterator[Lonely]:
-    made = Lonely(server)
-    try:
-        yield made
-    finally:
-        made.waits("")
-        made.close()
 
 
 @pytest.fixture
@@ -183,6 +124,79 @@ def test_many_threads_each_hear_of_their_own_commit_alone(lonely: Lonely, ring: 
     for thread in threads:
         thread.join(10)
     assert sorted(outcomes) == ["accepted"] * 3 + ["unknown"]
+
+
+# --- the engine that is awaited ---------------------------------------------------------------------
+
+
+async def _start(lonely: Lonely, ring: RecordingRing, workflow_id: str) -> bool:
+    engine: Any = stores.make_engine("awaited", lonely.database, ring)
+    try:
+        return bool((await engine.start(Parcel(), id=workflow_id)).new)
+    finally:
+        await engine.close()
+
+
+def test_a_start_that_is_awaited_is_not_accepted_either_until_a_standby_has_it(
+    lonely: Lonely, ring: RecordingRing
+) -> None:
+    lonely.waits("nobody")
+    start = lonely.during(lambda: asyncio.run(_start(lonely, ring, "p-4")))
+    lonely.give_up()
+    with pytest.raises(DatabaseUnavailable, match="canceling wait for synchronous replication"):
+        start.result(10)
+    assert ring.take() == []
+    assert row(lonely.outside, "p-4").seq == 0  # visible, and perhaps on no other machine
+    again = lonely.during(lambda: asyncio.run(_start(lonely, ring, "p-4")))
+    assert not again.done()
+    lonely.waits("")
+    assert again.result(10) is False
+
+
+async def _awaited(blocking: Database, act: Callable[[AsyncDatabase], Any]) -> Any:
+    database = AsyncDatabase(blocking)
+    try:
+        return await spawn(act, database)
+    finally:
+        await database.aclose()
+
+
+def _create(database: Database) -> None:
+    with database.statement() as connection:
+        connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS test_awaited ()")
+
+
+def test_a_single_statement_that_is_awaited_is_checked_as_well(lonely: Lonely) -> None:
+    lonely.waits("nobody")
+    written = lonely.during(lambda: asyncio.run(_awaited(lonely.database, _create)))
+    lonely.give_up()
+    with pytest.raises(DatabaseUnavailable, match="canceling wait"):
+        written.result(10)
+    lonely.waits("")
+    asyncio.run(_awaited(lonely.database, _create))  # "relation exists, skipping" is no doubt
+
+
+def _write(database: Database) -> str:
+    try:
+        with database.transaction() as session:
+            session.connection().exec_driver_sql("SELECT pg_logical_emit_message(true, 'test', '')")
+    except DatabaseUnavailable as error:
+        return str(error)
+    return "written"
+
+
+def test_what_was_said_of_one_commit_is_not_said_of_the_next_on_the_same_connection(lonely: Lonely) -> None:
+    def twice(database: AsyncDatabase) -> list[str]:
+        said = [_write(database)]
+        lonely.waits("")
+        return [*said, _write(database)]
+
+    lonely.waits("nobody")
+    written = lonely.during(lambda: asyncio.run(_awaited(lonely.database, twice)))
+    lonely.give_up()
+    first, second = written.result(10)
+    assert "canceling wait" in first
+    assert second == "written"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,175 @@
+"""Who waits for too long asks whether another host leads: left if one does, waited for if none does.
+
+Two addresses of one server stand for two servers: what waits on the one waits on the other, and both take writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stores
+from lonely import Lonely
+from private_servers import folder
+from store_workbench import RecordingRing
+from store_workflows import Parcel
+
+from aegis.core.errors import DatabaseUnavailable
+from aegis.persistence.asynchronous import AsyncDatabase, spawn
+from aegis.persistence.database import Database
+
+
+class Doors:
+    """The addresses of a server: two that lead there, one that leads nowhere."""
+
+    def __init__(self, sockets: Path, root: Path) -> None:
+        self.front, self.back, self.shut = sockets, root / "back", root / "shut"
+        self.back.symlink_to(sockets)
+
+    def url(self, *folders: Path) -> str:
+        hosts = "&".join(f"host={folder}:5432" for folder in folders)
+        return f"postgresql://aegis@/postgres?{hosts}&target_session_attrs=read-write"
+
+
+@pytest.fixture
+def doors(lonely: Lonely) -> Iterator[Doors]:
+    with folder("doors") as root:
+        yield Doors(lonely.server.home.sockets, root)
+
+
+def started(kind: str, database: Database, workflow_id: str) -> bool:
+    """Start a workflow with an engine of one of the two kinds; return whether it is new."""
+    engine: Any = stores.make_engine(kind, database, RecordingRing())
+    if kind == "blocking":
+        return bool(engine.start(Parcel(), id=workflow_id).new)
+
+    async def start() -> bool:
+        try:
+            return bool((await engine.start(Parcel(), id=workflow_id)).new)
+        finally:
+            await engine.close()
+
+    return asyncio.run(start())
+
+
+def during(lonely: Lonely, kind: str, url: str, workflow_id: str) -> Future[Any]:
+    def start() -> bool:
+        database = Database(url)
+        try:
+            return started(kind, database, workflow_id)
+        finally:
+            database.close()
+
+    return lonely.during(start)
+
+
+@pytest.mark.parametrize("kind", stores.ENGINES)
+def test_a_commit_that_waits_where_nobody_leads_any_more_is_cut_and_its_outcome_unknown(
+    kind: str, lonely: Lonely, doors: Doors
+) -> None:
+    lonely.waits("nobody")
+    start = during(lonely, kind, doors.url(doors.front, doors.back), f"left-{kind}")
+    with pytest.raises(DatabaseUnavailable):
+        start.result(30)
+    # It was committed there all the same, as so often; who asks again is told once a standby has it.
+    lonely.waits("")
+    assert started(kind, lonely.database, f"left-{kind}") is False
+
+
+@pytest.mark.parametrize("kind", stores.ENGINES)
+def test_a_commit_goes_on_waiting_where_no_other_host_leads(kind: str, lonely: Lonely, doors: Doors) -> None:
+    lonely.waits("nobody")
+    start = during(lonely, kind, doors.url(doors.front, doors.shut), f"kept-{kind}")
+    time.sleep(5)  # it is looked into after three seconds, and then once a second
+    assert not start.done()
+    lonely.waits("")
+    assert start.result(10) is True
+
+
+def leads_to(database: AsyncDatabase) -> str:
+    """Return the host of a connection of its own."""
+    with database.statement() as connection:
+        found, _ = database._leads_to[connection.connection.driver_connection]
+        connection.invalidate()
+    return found
+
+
+def test_the_host_that_was_left_is_asked_last(lonely: Lonely, doors: Doors) -> None:
+    async def places() -> list[str]:
+        blocking = Database(doors.url(doors.front, doors.back))
+        database = AsyncDatabase(blocking)
+        database._preference.avoid((str(doors.front), "5432"))
+        try:
+            return [await spawn(leads_to, database) for _ in range(8)]
+        finally:
+            await database.aclose()
+            blocking.close()
+
+    assert asyncio.run(places()) == [str(doors.back)] * 8
+
+
+def test_the_host_that_was_left_serves_again_where_nobody_else_does(lonely: Lonely, doors: Doors) -> None:
+    async def avoided() -> object:
+        blocking = Database(doors.url(doors.front, doors.shut))
+        database = AsyncDatabase(blocking)
+        try:
+            database._preference.avoid((str(doors.front), "5432"))
+            await spawn(database.ping)
+            return database._preference.avoided
+        finally:
+            await database.aclose()
+            blocking.close()
+
+    assert asyncio.run(avoided()) is None
+
+
+def test_the_event_loop_goes_on_meanwhile_and_nothing_is_left_at_the_end(lonely: Lonely, doors: Doors) -> None:
+    """Neither a task nor a timer, though the engine is closed while a look is due."""
+    beats: list[float] = []
+
+    async def beat() -> None:
+        while True:
+            beats.append(time.monotonic())
+            await asyncio.sleep(0.02)
+
+    async def waited() -> tuple[set[str], int]:
+        loop: Any = asyncio.get_running_loop()
+        heart = asyncio.create_task(beat())
+        blocking = Database(doors.url(doors.front, doors.back))
+        engine: Any = stores.make_engine("awaited", blocking, RecordingRing())
+        with pytest.raises(DatabaseUnavailable):
+            await engine.start(Parcel(), id="beats")
+        await engine.close()
+        heart.cancel()
+        blocking.close()
+        await asyncio.sleep(0)
+        tasks = {str(task.get_coro()) for task in asyncio.all_tasks() - {asyncio.current_task()}}
+        return tasks, sum(not timer.cancelled() for timer in loop._scheduled)
+
+    lonely.waits("nobody")
+    tasks, timers = asyncio.run(waited())
+    assert not tasks
+    assert timers == 0
+    assert len(beats) > 30, "the loop stood still while a commit waited"
+    lonely.waits("")
+
+
+def test_who_gives_up_waiting_is_not_waited_for_any_more(lonely: Lonely, doors: Doors) -> None:
+    async def gave_up() -> bool:
+        blocking = Database(doors.url(doors.front, doors.shut))
+        engine: Any = stores.make_engine("awaited", blocking, RecordingRing())
+        try:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(engine.start(Parcel(), id="gave-up"), 1)
+            return bool(engine._awaited._patience._waits.anybody())
+        finally:
+            await engine.close()
+            blocking.close()
+
+    lonely.waits("nobody")
+    assert asyncio.run(gave_up()) is False
