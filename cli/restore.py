@@ -33,7 +33,8 @@ def restore_command(out: Output, to: str, into: Path | None, *, replace: bool, d
     """Go back to a point in time.
 
     It is restored beside, every chain and the anchors up to there are verified, and it is compared with the live
-    database, where that answers, and with all anchors. Only then it is given. In what is given a new epoch
+    database, where that answers, and with all anchors; with --in-place, with the stopped database that it replaces,
+    which is started for it where nobody else can reach it. Only then it is given. In what is given a new epoch
     begins: workers of before stop, and workflows that had gone on are paused, until `aegis reconcile`.
     """
     if (into is not None) + replace + dry_run != 1:
@@ -51,6 +52,9 @@ def _render(console: Console, done: Restored) -> None:
         )
     )
     console.print(f"the newest transition in it is of {moment(done.last_at)}")
+    if done.uncompared is not None:
+        console.print(Text(f"it could not be compared with the database of before: {done.uncompared}"))
+        console.print("-> what that had beyond the newest anchor is not listed here, and not paused")
     for lack in done.lacks:
         for line in _lines(lack, done):
             console.print(Text(line))
@@ -64,7 +68,8 @@ def _render(console: Console, done: Restored) -> None:
 
 
 def _lines(lack: Difference, done: Restored) -> Iterator[str]:
-    source = "the live database" if lack.source == "live" else f"the anchors at {lack.source}"
+    live = "the live database" if done.kept is None else "the database of before"
+    source = live if lack.source == "live" else f"the anchors at {lack.source}"
     if not lack.transitions:
         yield f"nothing that {source} has is missing in it"
         return
@@ -80,3 +85,5 @@ def _lines(lack: Difference, done: Restored) -> Iterator[str]:
         yield f"{lack.events:,} events came after that; their senders can send them again:"
         for event in lack.sent[:_SHOWN_EVENTS]:
             yield f"  {event.name} to {event.workflow_id}, key {event.key}, of {event.sender}"
+        if lack.events > _SHOWN_EVENTS:
+            yield f"  ... and {lack.events - _SHOWN_EVENTS:,} more; --json lists {len(lack.sent):,}"

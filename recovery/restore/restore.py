@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,7 +32,8 @@ from ..backup.prove import database_name, scratch, verified
 from ..backup.source import repository, source
 from ..copy import Copy, copied
 from . import epoch, point
-from .difference import Difference, with_anchors, with_live
+from .before import Before, compared, is_of_the_database, stopped
+from .difference import Difference, with_anchors
 from .point import Point, Target
 
 # In the files of a server: that commits wait for somebody.
@@ -61,12 +62,16 @@ class Restored:
     seconds: float
     waited: bool = False
     """Whether its commits would have waited for standbys that do not follow it: it was told to wait for nobody."""
+    uncompared: str | None = None
+    """Why it could not be compared with the database of before; None: it was."""
     kept: Path | None = None
     """Where the database of before is now, if this one was put in its place."""
 
 
-def restore(settings: Settings, to: str, into: Path | None) -> Restored:
+def restore(settings: Settings, to: str, into: Path | None, *, replaced: Path | None = None) -> Restored:
     """Restore a point in time into a directory that is not there yet; None: rehearse it, and say what would be lost.
+
+    It is compared with the live database; or with the files of the stopped server that it is to replace.
 
     Raises:
         RestoreFailed: the point is not to be had, or what was restored does not verify: nothing was put anywhere.
@@ -85,7 +90,8 @@ def restore(settings: Settings, to: str, into: Path | None) -> Restored:
             target = _target(settings, adapter, asked, live)
             base = _base(adapter, asked, target)
             with _beside(settings, into) as folder:
-                return _restore(settings, adapter, base, asked, target, live, folder, into, began)
+                before = _before(settings, adapter, live, replaced, folder)
+                return _restore(settings, adapter, base, asked, target, before, folder, into, began)
         finally:
             live.close()
 
@@ -96,7 +102,7 @@ def _restore(
     base: Base,
     asked: Point,
     target: Target,
-    live: Database,
+    before: Before,
     folder: Path,
     into: Path | None,
     began: float,
@@ -109,7 +115,8 @@ def _restore(
         database = Database(url, pool_size=2, pre_ping=False)
         try:
             _need_what_was_asked(database, asked, size)
-            lacks = [*_with_live(database, live), *with_anchors(database, sources(settings))]
+            found, uncompared = compared(database, before)
+            lacks = [*found, *with_anchors(database, sources(settings))]
             paused, raised, last_at = 0, None, _last_at(database)
             if keep:
                 raised, paused = epoch.begin(settings, database, lacks, asked.said)
@@ -133,8 +140,16 @@ def _restore(
         epoch=raised,
         paused=paused,
         waited=waited,
+        uncompared=uncompared,
         seconds=round(time.monotonic() - began, 1),
     )
+
+
+def _before(settings: Settings, adapter: Adapter, live: Database, replaced: Path | None, folder: Path) -> Before:
+    if replaced is None:
+        return lambda: nullcontext(live)
+    log, user, name = folder / "before.log", superuser(settings), database_name(settings)
+    return lambda: stopped(replaced, adapter.programs, log, user=user, name=name)
 
 
 @contextmanager
@@ -186,7 +201,7 @@ def _transaction(settings: Settings, adapter: Adapter, asked: Point, live: Datab
         with live.snapshot() as connection:
             found = lost.transaction_of(connection, *asked.transition)
     except Exception as error:  # whatever is wrong with it is why one goes back
-        if not isinstance(error, DatabaseUnavailable | AegisError) and not _is_of_the_database(error):
+        if not isinstance(error, DatabaseUnavailable | AegisError) and not is_of_the_database(error):
             raise
     if found is None:
         newest = _base(adapter, asked, point.at_the_end())
@@ -248,20 +263,6 @@ def _need_what_was_asked(database: Database, asked: Point, size: int) -> None:
         with database.snapshot() as connection:
             if lost.transaction_of(connection, *asked.transition) is None:
                 raise RestoreFailed(f"--to {asked.said}", "recovery did not come to it", "name a time shortly after it")
-
-
-def _with_live(database: Database, live: Database) -> Iterator[Difference]:
-    try:
-        yield with_live(database, live)
-    except DatabaseUnavailable:
-        return
-    except Exception as error:  # it may be damaged: that is why one goes back
-        if not _is_of_the_database(error):
-            raise
-
-
-def _is_of_the_database(error: Exception) -> bool:
-    return hasattr(error, "orig")
 
 
 def _last_at(database: Database) -> datetime | None:

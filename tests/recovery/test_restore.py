@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -15,18 +16,23 @@ from local_engine import AegisWorker, eventually
 from private_servers import folder
 from site_of_its_own import Site, archiving, given, ids, needs_barman, opened, run, up
 from sqlalchemy import text
-from store_workbench import GRACE, RecordingRing, claimed, make_engine, move_of, sql, value
-from store_workflows import Decision, Once
+from store_workbench import GRACE, RecordingRing, claimed, make_bench, make_engine, move_of, sql, value
+from store_workflows import Decision, Once, Parcel
 
 from aegis.config.home import Home
-from aegis.core.errors import RestoreFailed
+from aegis.config.settings import Settings
+from aegis.core.errors import AegisError, DatabaseUnavailable, RestoreFailed
 from aegis.core.workflow import registry
 from aegis.persistence import repository, watch
 from aegis.persistence.auditor import Auditor
 from aegis.persistence.watch import Worker
 from aegis.recovery.backup import take
 from aegis.recovery.restore import point
+from aegis.recovery.restore.before import compared, stopped
+from aegis.recovery.restore.place import in_place, swap
 from aegis.recovery.restore.restore import restore
+from aegis.servers.postgres import server_programs
+from aegis.tasks.transition import run_transition
 
 pytestmark = needs_barman
 
@@ -238,33 +244,46 @@ def test_what_had_gone_on_is_paused_and_everything_else_goes_on(place: Site) -> 
 
 # --- in place -----------------------------------------------------------------------------
 
+# Nothing outside of the database then tells what is lost.
+NEVER_ANCHORED = {"AEGIS_ANCHORS": "none"}
+
 
 def test_in_place_of_the_private_server_which_is_kept_beside() -> None:
     with folder("in-place") as root:
         home = root / "home"
         url = Home(home).database_url
-        with up(home):
+        with up(home, **NEVER_ANCHORED):
             database = opened(url)
             engine = make_engine(database, RecordingRing())
             engine.start(Once(), id="o-1")
             assert run(home, "backup", "take").returncode == 0
+            engine.start(Parcel(), id="p-1")
             between = datetime.now(UTC)
             engine.start(Once(), id="o-2")
+            run_transition(make_bench(database, RecordingRing()), "o-1", 0)
+            engine.send("p-1", "decide", Decision(send=True), key="mail-1")
             database.close()
             refused = run(home, "restore", "--to", "latest", "--in-place")
             assert refused.returncode == 2
             assert "another `aegis up`" in refused.stderr
             rehearsed = run(home, "restore", "--to", between.isoformat(), "--dry-run")
             assert "o-2: all of it" in rehearsed.stdout, rehearsed.stderr
-        done = run(home, "restore", "--to", between.isoformat(), "--in-place")
+        done = run(home, "restore", "--to", between.isoformat(), "--in-place", **NEVER_ANCHORED)
         assert done.returncode == 0, done.stderr
+        # Nothing of it was anchored: only the database that was put aside knows it, and it was stopped.
+        assert "of what the database of before has, 2 transitions of 2 workflows are lost" in done.stdout
+        assert "o-1: transition 1" in done.stdout
+        assert "decide to p-1, key mail-1" in done.stdout
+        assert "1 workflows that had gone on are paused" in done.stdout
+        assert "could not be compared" not in done.stdout
         began = re.search(r"^epoch (\d+) begins with it", done.stdout, re.MULTILINE)
         assert began is not None, done.stdout
         (kept,) = home.glob("postgres-before-*")
         assert (kept / "PG_VERSION").exists()
-        with up(home):
+        with up(home, **NEVER_ANCHORED):
             database = opened(url)
-            assert ids(database) == ["o-1"]
+            assert ids(database) == ["o-1", "p-1"]
+            assert make_engine(database, RecordingRing()).describe("o-1").status == "paused"
             database.close()
             # What was anchored of o-2, if anything was, is listed, and accepted; then nothing is open.
             assert run(home, "reconcile", "--accept", "--resume", "--reason", "a test").returncode == 0
@@ -274,3 +293,103 @@ def test_in_place_of_the_private_server_which_is_kept_beside() -> None:
             # The archive goes on, on the new timeline.
             again = run(home, "backup", "take")
             assert again.returncode == 0, again.stderr
+
+
+def test_the_server_that_crashed_is_asked_and_left_as_it_is(place: Site) -> None:
+    place.start("went-on")
+    place.park("p-1")
+    take.take(place.settings)
+    place.run("went-on")
+    place.engine.send("p-1", "decide", Decision(send=True), key="mail-1")
+    place.server.kill()  # what came after the backup is archived nowhere, and in its own WAL alone
+    data = place.server.home.postgres
+    unasked = restore(place.settings, "latest", place.root / "unasked")
+    assert unasked.uncompared is not None
+    assert unasked.uncompared.startswith("it does not answer")
+    assert [one.transitions for one in unasked.lacks] == [unasked.paused] == [0]  # nothing was anchored, either
+    done = restore(place.settings, "latest", place.root / "copy", replaced=data)
+    assert done.uncompared is None
+    before = done.lacks[0]
+    assert before.source == "live"
+    assert (before.examples, before.behind) == (("went-on: transition 1",), ("went-on",))
+    assert [(sent.name, sent.key) for sent in before.sent] == [("decide", "mail-1")]
+    with given(place, done) as database:
+        assert make_engine(database, RecordingRing()).describe("went-on").status == "paused"
+    place.server.start()  # and goes on from where it was
+    assert make_engine(place.database, RecordingRing()).describe("went-on").seq == 1
+
+
+def test_who_is_asked_can_be_reached_by_nobody_else_and_keeps_all_that_it_has(place: Site) -> None:
+    data, programs = place.server.home.postgres, server_programs(place.settings)
+    place.start("o-1")
+    for _ in range(4):  # segments that no slot holds, and that a checkpoint would use again
+        place.server.execute("SELECT pg_switch_wal()")
+        place.start(f"o-{time.monotonic_ns()}")
+    place.server.execute("CHECKPOINT")
+    place.server.kill()
+    segments = {path.name for path in (data / "pg_wal").iterdir() if path.is_file()}
+    with stopped(data, programs, place.root / "before.log", user="aegis", name="postgres") as database:
+        assert "o-1" in ids(database)
+        with pytest.raises(DatabaseUnavailable):
+            place.database.ping()
+        with pytest.raises(DatabaseUnavailable, match="read-only transaction"):
+            sql(database, "DELETE FROM aegis_workflow")
+    assert segments <= {path.name for path in (data / "pg_wal").iterdir()}
+    assert not (data / "postmaster.pid").exists()
+
+
+def test_what_cannot_be_compared_is_said(place: Site) -> None:
+    place.start("o-1")
+    file = value(place.database, "SELECT pg_relation_filepath('aegis_workflow')")
+    place.server.stop()
+    data, programs, log = place.root / "before", server_programs(place.settings), place.root / "before.log"
+    sound = place.root / "sound"
+    subprocess.run(["cp", "-a", str(place.server.home.postgres), str(sound)], check=True)
+    place.server.start()
+
+    def why(harm: Callable[[Path], object]) -> str | None:
+        subprocess.run(["cp", "-a", str(sound), str(data)], check=True)
+        harm(data)
+        found, said = compared(place.database, lambda: stopped(data, programs, log, user="aegis", name="postgres"))
+        assert len(found) == (said is None)
+        shutil.rmtree(data, ignore_errors=True)
+        return said
+
+    assert why(lambda data: data) is None
+    assert why(shutil.rmtree) == f"there is none at {data}"
+    assert "PostgreSQL gave up" in str(why(lambda data: (data / "global" / "pg_control").write_bytes(b"")))
+    assert "invalid page" in str(why(lambda data: (data / file).write_bytes(b"\xff" * 8192)))
+
+
+def test_what_a_server_runs_on_is_not_replaced(place: Site) -> None:
+    home = Settings(home=place.server.home.root)  # nobody looks after its server: `aegis up` was killed
+    with pytest.raises(RestoreFailed, match=r"a server \(pid \d+\) runs on .*postgres; end it: kill -INT \d+"):
+        in_place(home, "latest")
+    place.server.kill()  # its number stays behind in a file
+    assert (home.places.postgres / "postmaster.pid").exists()
+    with pytest.raises(AegisError, match="there is no backup|no backup"):
+        in_place(home, "latest")
+
+
+def test_both_directories_change_places_or_neither_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh, data, kept = (tmp_path / name for name in ("restored-1", "postgres", "postgres-before-1"))
+
+    def there() -> set[tuple[str, str]]:
+        return {(path.parent.name, path.read_text()) for path in tmp_path.glob("*/PG_VERSION")}
+
+    def made(folder: Path, text: str) -> None:
+        folder.mkdir()
+        (folder / "PG_VERSION").write_text(text)
+
+    made(data, "old")
+    with pytest.raises(RestoreFailed, match=r"restored-1 cannot be put in the place .* what was there was put back"):
+        swap(fresh, data, kept)  # it is not there
+    assert there() == {("postgres", "old")}
+    made(fresh, "new")
+    made(kept, "older")
+    with pytest.raises(RestoreFailed, match=r"postgres cannot be put aside as .*; it is where it was, and the restored"):
+        swap(fresh, data, kept)
+    assert there() == {("postgres", "old"), ("restored-1", "new"), ("postgres-before-1", "older")}
+    shutil.rmtree(kept)
+    swap(fresh, data, kept)
+    assert there() == {("postgres", "new"), ("postgres-before-1", "old")}
