@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, and_, func, select, tuple_
+from sqlalchemy import Connection, and_, func, select, tuple_, union_all
 from sqlalchemy.orm import Session
 
 from ..core.anchor import Entry
@@ -38,6 +38,17 @@ def positions(connection: Connection) -> Iterator[tuple[str, int]]:
     """Go through all workflows by their ids, byte by byte, each with its newest transition."""
     order = WorkflowRow.id.collate("C")
     query = select(WorkflowRow.id, WorkflowRow.seq).order_by(order)
+    for row in connection.execute(query.execution_options(stream_results=True, max_row_buffer=5000)):
+        yield row[0], row[1]
+
+
+def furthest(connection: Connection) -> Iterator[tuple[str, int]]:
+    """Go through the same, also where somebody removed rows: what transitions tell that are there still counts."""
+    told = union_all(
+        select(WorkflowRow.id.label("id"), WorkflowRow.seq.label("seq")),
+        select(_T.workflow_id, func.max(_T.seq)).group_by(_T.workflow_id),
+    ).subquery()
+    query = select(told.c.id, func.max(told.c.seq)).group_by(told.c.id).order_by(told.c.id.collate("C"))
     for row in connection.execute(query.execution_options(stream_results=True, max_row_buffer=5000)):
         yield row[0], row[1]
 

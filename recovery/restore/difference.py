@@ -16,6 +16,7 @@ from ...persistence.schema import deployment_name
 
 _SHOWN: Final = 10
 _MOST_EVENTS: Final = 1000
+_MOST_ABSENT: Final = 1000
 _PIECE: Final = 5000
 
 
@@ -32,6 +33,8 @@ class Difference:
     examples: tuple[str, ...]
     behind: tuple[str, ...] = ()
     """The workflows that are there and were further: what they did since, the outside world has seen."""
+    absent: tuple[str, ...] = ()
+    """The first of the workflows that are not there at all."""
     events: int = 0
     sent: tuple[Sent, ...] = ()
     """The events that came after the point; their senders can send them again."""
@@ -41,7 +44,7 @@ def with_live(copy: Database, live: Database) -> Difference:
     """Compare a copy with the live database."""
     with copy.snapshot() as ours, live.snapshot() as theirs:
         events, sent = lost.events_after(theirs, lost.last_event(ours), _MOST_EVENTS)
-        found = _tell("live", _behind(lost.positions(ours), lost.positions(theirs)))
+        found = _tell("live", _behind(lost.positions(ours), lost.furthest(theirs)))
     return Difference(**{**vars(found), "events": events, "sent": tuple(sent)})
 
 
@@ -108,11 +111,14 @@ def _tell(source: str, found: Iterator[tuple[str, int, int]]) -> Difference:
     transitions = workflows = gone = 0
     examples: list[str] = []
     behind: list[str] = []
+    absent: list[str] = []
     for workflow_id, here, there in found:
         transitions += there - here
         workflows += 1
         if here < 0:
             gone += 1
+            if len(absent) < _MOST_ABSENT:
+                absent.append(workflow_id)
         else:
             behind.append(workflow_id)
         if len(examples) < _SHOWN:
@@ -125,4 +131,5 @@ def _tell(source: str, found: Iterator[tuple[str, int, int]]) -> Difference:
         gone=gone,
         examples=tuple(examples),
         behind=tuple(behind),
+        absent=tuple(absent),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from private_servers import TEMPLATE, PrivatePostgres
 from site_of_its_own import opened
+from sqlalchemy import text
 from store_workbench import RecordingRing, make_bench, make_engine, sql, value
 from store_workflows import Once, Parcel
 
@@ -115,6 +116,19 @@ def test_exactly_the_lost_ones_are_listed_and_accepted(postgres: PrivatePostgres
         assert report.valid, (report.failures, report.problems)
         for workflow_id in ("kept", "kept-unlogged", "went-on", "new", "aegis:system"):
             assert audit(old, settings).one(workflow_id).valid, workflow_id
+
+
+def test_what_somebody_removed_from_the_live_database_had_gone_on_all_the_same(
+    postgres: PrivatePostgres, settings: Settings
+) -> None:
+    with put_back(postgres, settings) as (live, old):
+        before = with_live(old, live)
+        assert (before.behind, before.absent) == (("went-on",), ("never-anchored", "new"))
+        # That is what one goes back for. The transitions still tell what the outside world has seen.
+        with live.transaction() as session:
+            session.execute(text("SET LOCAL session_replication_role = replica"))
+            session.execute(text("DELETE FROM aegis_workflow"))
+        assert with_live(old, live) == before
 
 
 def test_anything_else_still_alarms(postgres: PrivatePostgres, settings: Settings) -> None:
