@@ -149,7 +149,7 @@ def test_every_workflow_is_one(block: Block, monkeypatch: pytest.MonkeyPatch) ->
 def calls() -> Iterator[tuple[str, list[str]]]:
     """Each call of ``aegis`` in a console, with its arguments."""
     for block in blocks("console", "sh"):
-        for line in block.text.splitlines():
+        for line in block.text.replace("\\\n", " ").splitlines():
             found = re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*aegis (?!is )([^;|&>]*)", line)
             if found:
                 yield f"{block}: {found[0]}", shlex.split(found[1], comments=True)
@@ -260,7 +260,7 @@ def test_what_the_settings_work_out_from_others_is_what_the_page_says() -> None:
 def test_every_variable_that_is_named_is_a_setting(page: Path) -> None:
     known = {f"AEGIS_{name.upper()}" for name in Settings.model_fields}
     named = set(re.findall(r"\bAEGIS_[A-Z_]*[A-Z]\b", page.read_text()))
-    assert {name for name in named if not name.startswith("AEGIS_TEST")} <= known | {"AEGIS_PASSWORD"}
+    assert {name for name in named if not name.startswith("AEGIS_TEST")} <= known
 
 
 def test_the_readme_tells_how_the_published_vectors_are_run() -> None:
@@ -283,6 +283,42 @@ def test_the_limits_of_settings_are_those_that_are_checked() -> None:
         found = re.search(r"; ([\d.]+) to ([\d.]+)", meaning)
         given = {} if found is None else {"ge": float(found[1]), "le": float(found[2])}
         assert given == limits, name
+
+
+# --- how to operate ---------------------------------------------------------------------
+
+
+def names_of_checks() -> set[str]:
+    """Every line that `aegis health` may have: the first argument of what makes one."""
+    found = set()
+    for file in (ROOT / "tasks").glob("*.py"):
+        tree = ast.parse(file.read_text())
+        constants = {
+            node.target.id: node.value.value
+            for node in tree.body
+            if isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and isinstance(node.value, ast.Constant)
+        }
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
+            if isinstance(call.func, ast.Name) and call.func.id in {"ok", "warning", "degraded", "down"}:
+                (name, *_) = call.args
+                value = name.value if isinstance(name, ast.Constant) else constants.get(ast.unparse(name))
+                found |= {value} if isinstance(value, str) else set()
+    return found
+
+
+def test_operate_tells_of_every_line_of_health_and_no_other() -> None:
+    table = rows(section(ROOT / "docs" / "how-to" / "operate.md", "aegis health"))
+    assert {cells[0] for cells in table} == names_of_checks()
+
+
+def test_the_parts_that_alerts_name_are_lines_of_health() -> None:
+    """The figures are held against what is printed where there is a database: tests/store/test_metrics.py."""
+    text = (ROOT / "deploy" / "alerts.yml").read_text()
+    parts = {part for found in re.findall(r'part=~?"([^"]+)"', text) for part in found.split("|")}
+    assert parts
+    assert parts <= {name.replace(" ", "_") for name in names_of_checks()}
 
 
 # --- reference: objectives --------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import make_url
 from store_workbench import sql
@@ -22,6 +23,7 @@ from aegis.tasks.health import health
 from aegis.tasks.metrics import metrics
 
 TRANSITIONS: Final = 12
+ALERTS: Final = Path(__file__).parents[2] / "deploy" / "alerts.yml"
 
 
 @pytest.fixture
@@ -162,6 +164,26 @@ def test_every_figure_is_a_gauge_with_a_help_line(scenes: Scenes, database: Data
     for name in figures(configured):
         assert re.search(rf"^# HELP {name} \S.+$", told, re.MULTILINE), name
         assert f"# TYPE {name} gauge" in told
+
+
+# --- alerts -------------------------------------------------------------------------------------------
+
+
+def test_every_figure_that_an_alert_is_about_is_one_that_is_printed(
+    scenes: Scenes, database: Database, configured: Settings
+) -> None:
+    scenes.put_up(database, Stage.ANCHORED)
+    printed = {one.name for one in text_string_to_metric_families(metrics(configured))}
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    assert len(group["rules"]) > 10
+    assert len({rule["alert"] for rule in group["rules"]}) == len(group["rules"])
+    for rule in group["rules"]:
+        named = set(re.findall(r"\b(?:aegis|node)_\w+", rule["expr"]))
+        assert named, rule["alert"]
+        assert named <= printed | {"node_textfile_mtime_seconds"}, rule["alert"]
+        assert set(re.findall(r'state="(\w+)"', rule["expr"])) <= set(State)
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+        assert rule["annotations"].keys() == {"summary", "description"}
 
 
 # --- codes, before any statistics -----------------------------------------------------------------------
