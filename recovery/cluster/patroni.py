@@ -46,6 +46,8 @@ SETTINGS: Final[Mapping[str, Any]] = {
             "max_wal_senders": 10,
             "max_replication_slots": 10,
             "wal_keep_size": "256MB",
+            # A slot whose reader is away must not fill the disk: beyond this, that reader has a gap, and begins anew.
+            "max_slot_wal_keep_size": "8GB",
             # A host that went dark is noticed in seconds.
             "wal_sender_timeout": "5s",
             "wal_receiver_timeout": "5s",

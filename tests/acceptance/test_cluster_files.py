@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg2
+import pytest
 import yaml
+from private_servers import PrivatePostgres, folder
 
 from aegis.config.settings import read
 from aegis.recovery.cluster.patroni import SETTINGS
@@ -39,10 +47,87 @@ def test_every_node_and_every_etcd_is_called_by_its_own_name() -> None:
 
 def test_the_processes_are_given_every_node() -> None:
     given = COMPOSE["services"]["worker"]["environment"]
-    filled = {name: value.replace("${AEGIS_PASSWORD:-aegis}", "secret") for name, value in given.items()}
+    filled = {name: value.replace("${POSTGRES_PASSWORD:-aegis}", "secret") for name, value in given.items()}
     settings = read(filled | {"AEGIS_WORKFLOWS": "proposal.workflow"})
     assert all(f"host={name}:5432" in settings.database for name in NODES)
     assert "target_session_attrs=read-write" in settings.database
+
+
+def test_workers_start_with_any_one_node_that_leads() -> None:
+    """With one node lost, `docker compose up` must not wait for it."""
+    migrate = COMPOSE["services"]["migrate"]
+    assert migrate["depends_on"] == {name: {"condition": "service_started"} for name in NODES}
+    assert migrate["restart"] == "on-failure", "it is run before anybody leads"
+    assert COMPOSE["services"]["worker"]["depends_on"].keys() == {"migrate", "valkey"}
+
+
+def test_an_upgrade_ends_where_nobody_leads_yet(tmp_path: Path) -> None:
+    """That is what has the compose file's `migrate` run again: also where the name of a container is not known yet."""
+    address = "postgresql://aegis@gone.invalid:5432,127.0.0.1:1/aegis?target_session_attrs=read-write"
+    given = {"AEGIS_HOME": str(tmp_path), "AEGIS_DATABASE_URL": address, "AEGIS_BROKER_URL": "redis://127.0.0.1:1/0"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from aegis.cli.main import main; main()", "db", "upgrade"],
+        env={**os.environ, **given},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "no answer from the database" in done.stderr
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PrivatePostgres]:
+    with folder("bootstrap") as root:
+        server = PrivatePostgres(root)
+        server.start()
+        yield server
+        server.stop()
+
+
+def test_the_first_primary_is_given_the_users_that_the_other_files_name(own_postgres: PrivatePostgres) -> None:
+    """The script that Patroni runs, on a server as Patroni has made it: what takes backups may do so, and no more."""
+    own_postgres.execute("CREATE ROLE postgres SUPERUSER LOGIN")
+    address = f"postgresql://postgres@/postgres?host={own_postgres.home.sockets}"
+    query(address, "ALTER ROLE aegis RENAME TO whoever_made_it")
+    script = (DEPLOY / "patroni" / "post-bootstrap.sh").read_text()
+    program = re.search(r"^(/\S+/psql) ", script, re.MULTILINE)
+    assert program
+    subprocess.run(
+        ["sh", "-c", script.replace(program[1], str(own_postgres.programs / "psql")), "post-bootstrap", address],
+        env={**os.environ, "POSTGRES_PASSWORD": "it's secret"},
+        check=True,
+        timeout=60,
+    )
+    of_aegis = f"postgresql://aegis@/aegis?host={own_postgres.home.sockets}"
+    assert query(of_aegis, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user") == [(False,)]
+    assert query(of_aegis, "CREATE TABLE anything (id int)") == [], "it owns the database"
+    takes_backups = f"postgresql://aegis_backup@/aegis?host={own_postgres.home.sockets}"
+    assert query(takes_backups, "SELECT rolreplication, rolsuper FROM pg_roles WHERE rolname = current_user") == [
+        (True, False)
+    ]
+    query(takes_backups, "CHECKPOINT")
+    query(takes_backups, "SELECT pg_switch_wal(), current_setting('data_directory')")
+    query(takes_backups, "SELECT pg_backup_start('a', true), pg_create_restore_point('b')")
+    named = {line.split()[2] for line in pg_hba() if line.split()[1] == "replication"}
+    assert named == {"replicator", "aegis_backup"}
+
+
+def pg_hba() -> list[str]:
+    lines: list[str] = yaml.safe_load((DEPLOY / "patroni" / "patroni.yml").read_text())["postgresql"]["pg_hba"]
+    return lines
+
+
+def query(address: str, statement: str) -> list[tuple[object, ...]]:
+    connection = psycopg2.connect(address)
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        connection.close()
 
 
 def test_the_files_that_are_named_are_there() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import psutil
+import pytest
 import yaml
 from deployment import Deployment
 from fault_workflows import Steps
@@ -96,16 +98,68 @@ def test_the_compose_file_refers_to_nothing_that_is_not_there() -> None:
     list(TopologicalSorter({name: list(needed) for name, needed in waits.items()}).static_order())
     for name, service in services.items():
         assert service.keys() & {"image", "build"}, name
-        if name != "migrate":
+        if name not in {"migrate", "beat"}:
             assert "healthcheck" in service, name
         for volume in service.get("volumes", []):
             source = volume.partition(":")[0]
             assert (ROOT / source).exists() if source.startswith("./") else source in compose["volumes"]
 
 
+COMPOSED = ("docker-compose.yml", "deploy/compose.cluster.yml")
+
+
+@pytest.mark.parametrize("file", COMPOSED)
+def test_nothing_has_a_worker_or_beat_restarted_because_something_else_is_away(file: str) -> None:
+    """`aegis health` is down with PostgreSQL, too; a worker that is restarted for that loses what it has in hand."""
+    services = yaml.safe_load((ROOT / file).read_text())["services"]
+    assert {"worker", "beat"} <= services.keys()
+    for name, service in services.items():
+        told = service.get("healthcheck", {}).get("test", [])
+        assert not any("aegis health" in word for word in told), name
+
+
+@pytest.mark.parametrize("file", COMPOSED)
+def test_the_check_of_a_worker_finds_its_heartbeat_and_nothing_else(
+    file: str, deployment: Deployment, tmp_path: Path
+) -> None:
+    kind, check = yaml.safe_load((ROOT / file).read_text())["services"]["worker"]["healthcheck"]["test"]
+    worker = deployment.worker()
+    parent, pulse = psutil.Process(worker.pid), worker.pulse()
+    # What a container would see: here are also the workers of others.
+    seen = tmp_path / "proc"
+    command = check.replace("$$", "$").replace("/proc/", f"{seen}/")
+    assert kind == "CMD-SHELL"
+    assert str(seen) in command
+
+    def status() -> int:
+        return subprocess.run(["sh", "-c", command], check=False).returncode
+
+    note(seen, parent.pid, parent.cmdline())
+    note(seen, 2, ["sh", "-c", check])  # itself
+    assert status() == 1
+    note(seen, pulse.pid, pulse.cmdline())
+    assert status() == 0
+
+
+def note(proc: Path, pid: int, arguments: list[str]) -> None:
+    """Write down a process as the kernel shows it."""
+    (proc / str(pid)).mkdir(parents=True)
+    (proc / str(pid) / "cmdline").write_text("\0".join(arguments) + "\0")
+
+
+@pytest.mark.parametrize("file", COMPOSED)
+def test_no_variable_of_a_compose_file_is_refused_as_a_setting(file: str) -> None:
+    """Whoever exports one, to give it to docker compose, uses `aegis` in the same shell."""
+    text = (ROOT / file).read_text()
+    named = set(re.findall(r"\$\{(\w+)", text))
+    assert named
+    for name in named:
+        read({name: "proposal.workflow"})
+
+
 def test_the_compose_file_sets_only_what_can_be_set() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     given = compose["services"]["worker"]["environment"]
-    filled = {name: value.replace("${AEGIS_PASSWORD:-aegis}", "secret") for name, value in given.items()}
+    filled = {name: value.replace("${POSTGRES_PASSWORD:-aegis}", "secret") for name, value in given.items()}
     settings = read(filled | {"AEGIS_WORKFLOWS": "proposal.workflow"})
     assert not settings.embedded

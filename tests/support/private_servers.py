@@ -46,6 +46,11 @@ class PrivatePostgres:
             "postgresql", lambda: self._server.argv, self.home.logs, identity={**self._server.identity, "cwd": "/"}
         )
 
+    @property
+    def programs(self) -> Path:
+        """The folder with PostgreSQL's programs."""
+        return self._server.programs
+
     def start(self) -> None:
         self.container.start()
         eventually("PostgreSQL answers", self._server.is_ready)
