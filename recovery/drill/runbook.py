@@ -1,6 +1,7 @@
 """The runbook, made from the scenarios: ``python -m aegis.recovery.drill.runbook >docs/runbook.md``.
 
-Every command on the page is one that the drill of its scenario types: what no longer works fails there.
+Every command in a block of the page is one that the drill of its scenario types: what no longer works fails there.
+The advice between the blocks is for people, and nobody types it.
 """
 
 from __future__ import annotations
@@ -13,16 +14,29 @@ from typing import Final
 from .gaps import GAPS
 from .scenario import Command, Scenario
 from .scenarios import BY_NAME, SCENARIOS
+from .symptoms import SYMPTOMS
 
 _HEAD: Final = """\
-One section for each loss: how it shows, what to check, what to type, what to expect, and how to
-know that it is over. Every command on this page is typed by the [drill](how-to/drill.md) of its section, and has to
-end as the page says; the page is made from the same table. The times are those of the
-[objectives](reference/objectives.md); the [reports](drills/README.md) of drills have what was seen.
+**Nothing that was acknowledged is lost by waiting**: workflows, events and timers stand in PostgreSQL. Do not wipe, do
+not delete, do not start everything anew at once. Type `aegis health` first, and find what it says below.
 
-First of all: **nothing that was acknowledged is lost by waiting**. Workflows, events and timers stand in PostgreSQL.
-Do not wipe, do not delete, do not start everything anew at once.
+Then comes one section for each loss: how it shows, what to check, what to type, what to expect, and how to know that it
+is over. Every command in a block is typed by the [drill](how-to/drill.md) of its section, and has to end as the page
+says; both are made from one table. What stands between the blocks is advice, which no drill types: it is about servers
+of your own, and about what only a person can know. The times are those of the [objectives](reference/objectives.md);
+the [reports](drills/README.md) of drills have what was seen.
 """
+_WORDS: Final = (
+    ("bell", "a message in the broker: that a certain workflow has something to do. It may be lost, doubled or late"),
+    ("rung", "a bell was put into the broker, by whoever committed the last transition, or by beat's sweep"),
+    ("met", "a workflow that was under way, or waited for its bell, when the loss came"),
+    ("moved", "a workflow that has committed a transition since"),
+)
+_REPORTED: Final = {
+    ("aegis", "health"): {0: "ok", 1: "degraded", 2: "down"},
+    ("aegis", "cluster", "status"): {0: "whole", 1: "not whole"},
+}
+"""What their exit statuses mean, where these say how a deployment is."""
 _GAPS: Final = """\
 The first assessment of AEGIS listed these limitations, and estimated its RPO and RTO. Each of them has a drill now.
 """
@@ -32,9 +46,30 @@ _WIDTH: Final = 150
 def runbook() -> str:
     """Return the page."""
     lines = ["# Runbook", "", *(line for text in _HEAD.split("\n\n") for line in _paragraph(text))]
+    lines += [*_index(), *_glossary()]
     lines += [line for scenario in SCENARIOS for line in _section(scenario)]
     lines += _gaps()
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _index() -> Iterator[str]:
+    yield "## What do you see?"
+    yield ""
+    yield "| a line of `aegis health`, or an error | section | has a person to act? |"
+    yield "|---|---|---|"
+    for symptom in SYMPTOMS:
+        titles = [BY_NAME[name].title for name in symptom.sections]
+        links = [f"[{title}](#{_anchor(title)})" for title in titles]
+        links += [f"[{title}]({place})" for title, place in symptom.pages]
+        yield f"| {symptom.sign} | {'; '.join(links)} | {symptom.act} |"
+    yield ""
+
+
+def _glossary() -> Iterator[str]:
+    yield "## Four words"
+    yield ""
+    yield from (f"- **{word}**: {meaning}." for word, meaning in _WORDS)
+    yield ""
 
 
 def _gaps() -> Iterator[str]:
@@ -90,10 +125,15 @@ def _commands(name: str, commands: Sequence[Command]) -> Iterator[str]:
 
 
 def _ends(command: Command) -> str:
-    """Return how a command ends, where that is not as usual."""
+    """Return how a command ends, where that is not as usual, or tells how a deployment is."""
     if command.runs_on:
         return "; runs on"
-    return "" if command.expects == (0,) else f"; exit status {_either(command.expects)}"
+    if command.expects == (0,):
+        return ""
+    means = _REPORTED.get(tuple(command.argv))
+    if means is None:
+        return f"; exit status {_either(command.expects)}"
+    return "; " + ", ".join(f"{status}: {means[status]}" for status in command.expects)
 
 
 def _either(statuses: Sequence[int]) -> str:

@@ -313,6 +313,13 @@ def test_operate_tells_of_every_line_of_health_and_no_other() -> None:
     assert {cells[0] for cells in table} == names_of_checks()
 
 
+def test_the_index_of_the_runbook_tells_of_every_line_that_may_wake_somebody() -> None:
+    """Those that are left out say themselves what to do, and can wait."""
+    table = rows(section(ROOT / "docs" / "runbook.md", "What do you see?"))
+    named = {name for cells in table for name in quoted(cells[0])}
+    assert names_of_checks() - {"figures", "mac", "append-only", "drills"} <= named
+
+
 def test_the_parts_that_alerts_name_are_lines_of_health() -> None:
     """The figures are held against what is printed where there is a database: tests/store/test_metrics.py."""
     text = (ROOT / "deploy" / "alerts.yml").read_text()

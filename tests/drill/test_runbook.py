@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from aegis.cli.health import _EXIT
 from aegis.config.settings import read
 from aegis.recovery.drill.runbook import runbook
 from aegis.recovery.drill.scenario import Scenario
 from aegis.recovery.drill.scenarios import BY_NAME, QUICK, SCENARIOS
+from aegis.recovery.drill.symptoms import SYMPTOMS
+from aegis.tasks.check import State
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +36,21 @@ def test_every_command_of_a_section_is_typed_by_its_drill(scenario: Scenario) ->
     commands = [str(command) for command in (*scenario.check, *scenario.heal, *scenario.over)]
     assert typed(section) == commands
     assert commands[-1] == "aegis verify --all", "it is over when every history is as committed"
+
+
+def test_the_index_leads_to_every_section() -> None:
+    assert {name for symptom in SYMPTOMS for name in symptom.sections} == BY_NAME.keys()
+    assert all(symptom.sections or symptom.pages for symptom in SYMPTOMS)
+    signs = [symptom.sign for symptom in SYMPTOMS]
+    assert len(set(signs)) == len(signs)
+
+
+def test_the_page_says_what_the_exit_status_of_health_means() -> None:
+    looks = [line for line in (ROOT / "docs" / "runbook.md").read_text().splitlines() if line.startswith("$ aegis health")]
+    assert any(line.endswith("; 0: ok, 1: degraded, 2: down") for line in looks)
+    assert not any("exit status" in line for line in looks)
+    means = {status: state.value for state, status in _EXIT.items() if state is not State.WARNING}
+    assert means == {0: "ok", 1: "degraded", 2: "down"}
 
 
 def test_every_scenario_measures_an_objective_that_is_declared() -> None:
