@@ -53,6 +53,11 @@ def test_the_processes_are_given_every_node() -> None:
     assert "target_session_attrs=read-write" in settings.database
 
 
+def test_a_node_is_not_called_sick_while_its_postgresql_is_copied_or_recovers() -> None:
+    for name in NODES:
+        assert COMPOSE["services"][name]["healthcheck"]["test"][-1].endswith("/liveness")
+
+
 def test_workers_start_with_any_one_node_that_leads() -> None:
     """With one node lost, `docker compose up` must not wait for it."""
     migrate = COMPOSE["services"]["migrate"]
