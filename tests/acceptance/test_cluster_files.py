@@ -29,6 +29,14 @@ def test_patroni_is_told_the_same_as_by_aegis_cluster_up() -> None:
     assert "data-checksums" in told["bootstrap"]["initdb"]
 
 
+def test_no_server_of_ours_lets_a_slot_fill_its_disk(postgres: PrivatePostgres) -> None:
+    """PostgreSQL's default is to keep WAL without a limit for a reader that is away."""
+    limit = SETTINGS["postgresql"]["parameters"]["max_slot_wal_keep_size"]
+    single = yaml.safe_load((DEPLOY.parent / "docker-compose.yml").read_text())["services"]["postgres"]
+    assert f"max_slot_wal_keep_size={limit}" in single["command"]
+    assert query(postgres.url(), "SHOW max_slot_wal_keep_size") == [(limit,)]
+
+
 def test_every_node_and_every_etcd_is_called_by_its_own_name() -> None:
     services = COMPOSE["services"]
     for name in NODES:
@@ -117,6 +125,16 @@ def test_the_first_primary_is_given_the_users_that_the_other_files_name(own_post
     query(takes_backups, "SELECT pg_backup_start('a', true), pg_create_restore_point('b')")
     named = {line.split()[2] for line in pg_hba() if line.split()[1] == "replication"}
     assert named == {"replicator", "aegis_backup"}
+
+
+def test_the_page_grants_what_the_script_grants() -> None:
+    """For clusters that were made before the script made that user."""
+    page = (DEPLOY.parent / "docs" / "how-to" / "cluster.md").read_text()
+    (told,) = re.findall(r"^```sql\n(CREATE ROLE aegis_backup.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    script = (DEPLOY / "patroni" / "post-bootstrap.sh").read_text()
+    statements = [f"{one.strip()};" for one in told.replace("'...'", ":'password'").split(";")[:-1]]
+    assert len(statements) == script.count("aegis_backup"), "one for each time that the script names it"
+    assert all(statement in script for statement in statements)
 
 
 def pg_hba() -> list[str]:
