@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -21,6 +21,7 @@ from .system import append, hold
 
 _T: Final = TransitionRow.__table__.c
 _BATCH: Final = 500
+_OVERTAKEN: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +68,20 @@ def missing(connection: Connection, entries: Sequence[tuple[int, Entry]]) -> lis
     return lost
 
 
-def events_after(connection: Connection, last: int, most: int) -> tuple[int, list[Sent]]:
-    """Return how many events came after one, and the first of them."""
-    later = EventRow.id > last
+def events_after(connection: Connection, newest: Collection[int], most: int) -> tuple[int, list[Sent]]:
+    """Return how many events came after those that another database has as its newest, and the first of them."""
+    # A number is given before the commit: what was under way at the point has a lower one than the newest there.
+    begins = min(newest) if len(newest) >= _OVERTAKEN else 0
+    later = and_(EventRow.id > begins, EventRow.id.not_in(newest))
     total = connection.execute(select(func.count()).where(later)).scalar_one()
     columns = (EventRow.workflow_id, EventRow.name, EventRow.key, EventRow.sender, EventRow.received_at)
     rows = connection.execute(select(*columns).where(later).order_by(EventRow.id).limit(most))
     return total, [Sent(workflow_id=row[0], name=row[1], key=row[2], sender=row[3], received_at=row[4]) for row in rows]
 
 
-def last_event(connection: Connection) -> int:
-    """Return the number of the newest event."""
-    found: int | None = connection.execute(select(func.max(EventRow.id))).scalar_one()
-    return found or 0
+def newest_events(connection: Connection) -> set[int]:
+    """Return the numbers of the newest events: more than are ever under way at one moment."""
+    return set(connection.scalars(select(EventRow.id).order_by(EventRow.id.desc()).limit(_OVERTAKEN)))
 
 
 # --- accepting --------------------------------------------------------------------------------

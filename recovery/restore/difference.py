@@ -43,7 +43,7 @@ class Difference:
 def with_live(copy: Database, live: Database) -> Difference:
     """Compare a copy with the live database."""
     with copy.snapshot() as ours, live.snapshot() as theirs:
-        events, sent = lost.events_after(theirs, lost.last_event(ours), _MOST_EVENTS)
+        events, sent = lost.events_after(theirs, lost.newest_events(ours), _MOST_EVENTS)
         found = _tell("live", _behind(lost.positions(ours), lost.furthest(theirs)))
     return Difference(**{**vars(found), "events": events, "sent": tuple(sent)})
 

@@ -12,7 +12,7 @@ from private_servers import TEMPLATE, PrivatePostgres
 from site_of_its_own import opened
 from sqlalchemy import text
 from store_workbench import RecordingRing, make_bench, make_engine, sql, value
-from store_workflows import Once, Parcel
+from store_workflows import Decision, Once, Parcel
 
 from aegis.config.keys import new_anchor_key
 from aegis.config.settings import Settings
@@ -129,6 +129,32 @@ def test_what_somebody_removed_from_the_live_database_had_gone_on_all_the_same(
             session.execute(text("SET LOCAL session_replication_role = replica"))
             session.execute(text("DELETE FROM aegis_workflow"))
         assert with_live(old, live) == before
+
+
+def test_an_event_that_was_under_way_at_the_point_came_after_it(postgres: PrivatePostgres, settings: Settings) -> None:
+    with put_back(postgres, settings) as (live, old):
+        sent = Decision(send=True)
+        make_engine(live, RecordingRing()).send("kept", "decide", sent, key="under-way")  # its number, and no commit yet
+        for database in (live, old):  # a later one was committed in time
+            sql(database, "ALTER SEQUENCE aegis_event_id_seq RESTART WITH 2")
+            make_engine(database, RecordingRing()).send("kept-unlogged", "decide", sent, key="in-time")
+        make_engine(live, RecordingRing()).send("kept", "decide", sent, key="later")
+        found = with_live(old, live)
+        assert (found.events, [event.key for event in found.sent]) == (2, ["under-way", "later"])
+
+
+@pytest.mark.parametrize("more", [999, 1001])
+def test_of_many_events_exactly_those_that_are_not_there_are_told(
+    postgres: PrivatePostgres, settings: Settings, more: int
+) -> None:
+    with put_back(postgres, settings) as (live, old):
+        for database in (live, old):
+            make_engine(database, RecordingRing()).send("kept", "decide", Decision(send=True), key="first")
+            copy = "INSERT INTO aegis_event (workflow_id, name, key, sender, payload, received_at)"
+            copy += " SELECT workflow_id, name, 'k-' || n, sender, payload, received_at FROM aegis_event"
+            sql(database, copy + " CROSS JOIN generate_series(1, :more) n", more=more)
+        make_engine(live, RecordingRing()).send("kept", "decide", Decision(send=True), key="later")
+        assert [event.key for event in with_live(old, live).sent] == ["later"]
 
 
 def test_anything_else_still_alarms(postgres: PrivatePostgres, settings: Settings) -> None:
