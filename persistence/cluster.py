@@ -10,6 +10,7 @@ from typing import Final
 from sqlalchemy import Connection, text
 
 from .replication import RECEIVER, named
+from .replication import read as replicated
 
 SLOT: Final = "aegis_backup"
 """The replication slot that keeps the WAL until the archive has it."""
@@ -29,6 +30,7 @@ _FACTS: Final = text("""
 """)
 _ARCHIVE: Final = text("""
     SELECT s.active, coalesce(s.wal_status, 'reserved') AS status,
+        pg_wal_lsn_diff(s.restart_lsn, '0/0')::bigint AS kept_from,
         pg_wal_lsn_diff(
             pg_current_wal_insert_lsn(), coalesce(greatest(r.write_lsn, r.flush_lsn), s.restart_lsn)
         )::bigint AS behind,
@@ -81,6 +83,8 @@ class Archive:
     """Whether a commit returns only once the archive, or enough like it, has it on its disk."""
     named: bool = False
     """Whether the server is told to let commits wait for it."""
+    kept_from: int | None = None
+    """The first segment that the server keeps for it, by its number; None if it keeps none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +139,7 @@ def archive(connection: Connection) -> Archive | None:
         behind=row.behind or 0,
         synchronous=row.synchronous,
         named=bool({RECEIVER, "*"} & named(row.names)),
+        kept_from=None if row.kept_from is None else row.kept_from // _SEGMENT,
     )
 
 
@@ -180,8 +185,24 @@ def is_recovered(connection: Connection) -> bool:
 
 
 def drop_slot(connection: Connection) -> None:
-    """Give up the slot: what the archive does not have, it will never have."""
-    connection.execute(text("SELECT pg_drop_replication_slot(:slot)"), {"slot": SLOT})
+    """Give up the slot, if it is there: what the archive does not have, it will never have."""
+    query = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = :slot"
+    connection.execute(text(query), {"slot": SLOT})
+
+
+def has_standbys(connection: Connection) -> bool:
+    """Whether other servers follow this one: then who runs the cluster sees to its slots."""
+    found = replicated(connection)
+    return found is not None and bool(found.to_take_over)
+
+
+def make_slot(connection: Connection) -> None:
+    """Make the slot, unless it is there: from now on the server keeps its WAL for the archive."""
+    query = """
+        SELECT pg_create_physical_replication_slot(:slot, true)
+        WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = :slot)
+    """
+    connection.execute(text(query), {"slot": SLOT})
 
 
 def recovered_segment(connection: Connection) -> int:

@@ -43,6 +43,12 @@ def connect_args(address: URL) -> dict[str, Any]:
     return {name: value for name, value in told.items() if name not in address.query}
 
 
+def timeouts(url: str) -> dict[str, Any]:
+    """Return after how long libpq is to leave a host, but for what an address says itself."""
+    told = connect_args(make_url(url))
+    return {name: value for name, value in told.items() if name != "application_name"}
+
+
 def each_alone(url: str) -> Iterator[tuple[str, str]]:
     """Give each host of an address with several, and the address of that one alone, whatever it is at the moment."""
     if not url.startswith("postgresql"):

@@ -19,6 +19,7 @@ from ..core.errors import BackupFailed
 from ..persistence import cluster
 from ..persistence.cluster import Archive, Archiver
 from ..persistence.database import Connection
+from ..persistence.hosts import each_alone
 from ..persistence.replication import RECEIVER
 from .check import Check, degraded, ok, span, warning
 
@@ -27,6 +28,9 @@ log = get_logger(__name__)
 LEDGER: Final = "aegis.json"
 NAMES_IT: Final = f"ALTER SYSTEM SET synchronous_standby_names = '{RECEIVER}'"
 """What has commits wait for the archive, on a server without standbys."""
+SINGLE: Final = "unset AEGIS_BACKUP_SYNCHRONOUS: with standbys, commits wait for these, as Patroni has them do"
+"""What is to be done instead on a server with standbys: Patroni would be overruled, and a fail-over lose commits."""
+_RUN_IT: Final = "run `aegis backup archive`, or have `aegis up` run it (AEGIS_BACKUP_INTERVAL)"
 _LOOKS: Final = 12
 _LONGEST_PAUSE: Final = 60.0
 # Barman's names, and the end of pgBackRest's: of 20261126-054203F, and 20261126-054203F_20261126-060000D.
@@ -48,11 +52,19 @@ class Known:
     failure: Mapping[str, str] | None
     superuser: str = ""
     """Who made the cluster: whoever looks into a copy of it does so by that name."""
+    gap: Mapping[str, str] | None = None
+    """Where WAL is missing from the archive, until a backup that was begun later counts."""
+    looked: Mapping[str, Any] | None = None
+    """When it was last seen that no WAL is missing, and up to which segment."""
 
     @property
     def verified(self) -> list[str]:
         """The backups that count, the oldest first: their ids are the moments when they were begun."""
         return sorted((backup for backup, proof in self.proofs.items() if not proof["problem"]), key=begun)
+
+    def gap_since(self, backup: str) -> bool:
+        """Whether WAL is missing that was written after a backup was begun."""
+        return self.gap is not None and begun(backup) < datetime.fromisoformat(self.gap["at"])
 
 
 def read(repository: Path) -> Known:
@@ -62,15 +74,45 @@ def read(repository: Path) -> Known:
         BackupFailed: the file is there, and cannot be read.
 
     """
+    found = contents(repository)
+    return Known(
+        proofs=found.get("proofs", {}),
+        failure=found.get("failure"),
+        superuser=found.get("superuser", ""),
+        gap=found.get("gap"),
+        looked=found.get("looked"),
+    )
+
+
+def contents(repository: Path) -> Mapping[str, Any]:
+    """Return what the file holds; nothing if there is none.
+
+    Raises:
+        BackupFailed: the file is there, and cannot be read.
+
+    """
     file = repository / LEDGER
     try:
         found = json.loads(file.read_text()) if file.exists() else {}
-        return Known(
-            proofs=dict(found.get("proofs", {})), failure=found.get("failure"), superuser=found.get("superuser", "")
-        )
-    except (OSError, ValueError, AttributeError) as error:
-        remedy = "see that the place is there; without the file, verify the backups anew"
+        _check(found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        remedy = f"see that the place is there; if it is damaged, move {LEDGER} away, and verify the backups anew"
         raise BackupFailed(str(file), f"it cannot be read ({error})", remedy) from None
+    return dict(found)
+
+
+def _check(found: Mapping[str, Any]) -> None:
+    """Come upon whatever is not as it is written, here and not later."""
+    for proof in found.get("proofs", {}).values():
+        str.strip(proof["problem"])
+        datetime.fromisoformat(proof["at"])
+    for one in (found.get("failure"), found.get("gap")):
+        if one is not None:
+            str.strip(one["problem"])
+            datetime.fromisoformat(one["at"])
+    if (looked := found.get("looked")) is not None:
+        datetime.fromisoformat(looked["at"])
+        int(looked["to"])
 
 
 def ask_backups(settings: Settings) -> Iterator[Check]:
@@ -89,21 +131,32 @@ def ask_backups(settings: Settings) -> Iterator[Check]:
         says = "OFF: none was ever taken"
         yield ok("backup", "off") if settings.embedded else warning("backup", says, "`aegis backup`, see docs/how-to")
         return
-    yield _judge(known, settings, datetime.now(UTC), shutil.disk_usage(repository).free)
+    yield _judge(known, settings, datetime.now(UTC), _free(settings))
 
 
-def _judge(known: Known, settings: Settings, now: datetime, free: int) -> Check:
+def _free(settings: Settings) -> int | None:
+    """Return the room that is left where backups go, in bytes; None for a bucket, and for what is still to be made."""
+    if settings.backup_bucket:
+        return None
+    try:
+        return shutil.disk_usage(settings.backups).free
+    except OSError:
+        return None
+
+
+def _judge(known: Known, settings: Settings, now: datetime, free: int | None) -> Check:
     if not known.verified:
         says = "none that counts: none was restored and verified yet"
-        if known.failure:
-            says = f"{says}; {known.failure['problem']}"
+        for one in filter(None, (known.failure, known.gap)):
+            says = f"{says}; {one['problem']}"
         return degraded("backup", says, "`aegis backup`, and `aegis backup verify`")
     newest = begun(known.verified[-1])
     says = f"the last verified one is {_age(now - newest)} old"
-    if known.failure:
-        failed = _age(now - datetime.fromisoformat(known.failure["at"]))
-        return degraded("backup", f"{says}; {failed} ago: {known.failure['problem']}", "mend that, then `aegis backup`")
-    if free < known.proofs[known.verified[-1]].get("bytes", 0):
+    for one in filter(None, (known.failure, known.gap)):
+        noted = _age(now - datetime.fromisoformat(one["at"]))
+        remedy = "mend that, then `aegis backup`" if one is known.failure else "`aegis backup` makes a new beginning"
+        return degraded("backup", f"{says}; {noted} ago: {one['problem']}", remedy)
+    if free is not None and free < known.proofs[known.verified[-1]].get("bytes", 0):
         left = f"{says}, and {settings.backups} has {free / _MEGABYTE:,.0f} MB left: not enough for another"
         return degraded("backup", left, "make room there, or shorten AEGIS_BACKUP_RETENTION")
     late = timedelta(seconds=settings.backup_interval * _MISSED)
@@ -114,13 +167,14 @@ def _judge(known: Known, settings: Settings, now: datetime, free: int) -> Check:
 
 def archive(connection: Connection, settings: Settings) -> Check | None:
     """Judge how far the archive of the WAL is; None where there is none, and none was asked for."""
+    is_cluster = bool(list(each_alone(settings.database))) or cluster.has_standbys(connection)
     if settings.backup_with == "pgbackrest":
         by_itself = cluster.archiver(connection)
-        return None if by_itself is None else _handed_over(by_itself, cluster.archive(connection))
-    return _received(cluster.archive(connection), settings)
+        return None if by_itself is None else _handed_over(by_itself, cluster.archive(connection), is_cluster)
+    return _received(cluster.archive(connection), settings, is_cluster=is_cluster)
 
 
-def _handed_over(found: Archiver, slot: Archive | None) -> Check:
+def _handed_over(found: Archiver, slot: Archive | None, is_cluster: bool) -> Check:
     """Judge how a server does that archives by itself."""
     remedy = "`aegis backup` says why"
     behind = f"{found.behind / _MEGABYTE:,.1f} MB behind"
@@ -135,23 +189,34 @@ def _handed_over(found: Archiver, slot: Archive | None) -> Check:
         return warning("archive", behind, "see that the repository keeps up: pg_stat_archiver on the server")
     if slot is not None and not slot.active:
         says = f"{behind}, and the slot of Barman's archive, {cluster.SLOT}, keeps WAL that nobody fetches"
-        return warning("archive", says, f"SELECT pg_drop_replication_slot('{cluster.SLOT}')")
+        drop = f"SELECT pg_drop_replication_slot('{cluster.SLOT}')"
+        return warning(
+            "archive", says, f"patronictl edit-config --set slots.{cluster.SLOT}=null" if is_cluster else drop
+        )
     return ok("archive", f"by the server itself, segment by segment, {behind}")
 
 
-def _received(found: Archive | None, settings: Settings) -> Check | None:
-    remedy = "run `aegis backup archive`, or have `aegis up` run it (AEGIS_BACKUP_INTERVAL)"
-    asked = settings.backup_interval or settings.backup_synchronous
+def _received(found: Archive | None, settings: Settings, *, is_cluster: bool) -> Check | None:
+    asked = bool(settings.backup_interval) or settings.backup_synchronous
     if found is None:
-        return degraded("archive", "no WAL is archived", remedy) if asked else None
+        return degraded("archive", "no WAL is archived", _RUN_IT) if asked else None
     behind = f"{found.behind / _MEGABYTE:,.1f} MB behind"
     if found.lost:
         says = "it has a gap: the server threw away WAL that it did not have"
         return degraded("archive", says, "`aegis backup` makes a new beginning")
-    if not found.active:
-        lost = "and writes wait for it" if found.named else "that much would be lost with the server's disk"
-        says = f"nothing archives the WAL now, {behind}: {lost}"
-        return degraded("archive", says, remedy) if asked or found.named else warning("archive", says, remedy)
+    if is_cluster and settings.backup_synchronous:
+        says = f"AEGIS_BACKUP_SYNCHRONOUS is for a single server, and this is a cluster; the archive is {behind}"
+        return degraded("archive", says, SINGLE)
+    if found.active:
+        return _streaming(found, settings, behind)
+    if is_cluster and not asked and not (settings.backups / LEDGER).exists():
+        return None  # the slot is made with the cluster, whether or not there are to be backups
+    lost = "and writes wait for it" if found.named else "that much would be lost with the server's disk"
+    says = f"nothing archives the WAL now, {behind}: {lost}"
+    return degraded("archive", says, _RUN_IT) if asked or found.named else warning("archive", says, _RUN_IT)
+
+
+def _streaming(found: Archive, settings: Settings, behind: str) -> Check:
     if settings.backup_synchronous and not found.named:
         says = f"streaming, {behind}: that much would be lost with the server's disk, as commits do not wait for it"
         return degraded("archive", says, f"name it on the server, and reload that: {NAMES_IT}")
@@ -180,13 +245,13 @@ def backup(settings: Settings) -> bool:
     """Take a backup and verify it, in a process of its own, if one is due; return whether one was.
 
     A beat that was restarted has no memory of when it last did; the repository has. One that failed is tried
-    again after a part of the interval.
+    again after a part of the interval; a gap in the archive asks for a new one at once.
 
     Raises:
         BackupFailed: the repository cannot be read.
 
     """
-    if not settings.backup_interval or not _is_due(settings, datetime.now(UTC)):
+    if not settings.backup_interval or not _is_due(read(settings.backups), settings, datetime.now(UTC)):
         return False
     done = subprocess.run([sys.executable, "-m", "aegis.recovery.backup.scheduled"], check=False)
     if done.returncode:
@@ -194,12 +259,14 @@ def backup(settings: Settings) -> bool:
     return True
 
 
-def _is_due(settings: Settings, now: datetime) -> bool:
-    known = read(settings.backups)
+def _is_due(known: Known, settings: Settings, now: datetime) -> bool:
     interval = timedelta(seconds=settings.backup_interval)
-    if known.failure and now - datetime.fromisoformat(known.failure["at"]) < interval / _LOOKS:
-        return False
-    return not known.verified or now - begun(known.verified[-1]) >= interval
+    if known.failure:
+        failed = datetime.fromisoformat(known.failure["at"])
+        came_later = known.gap is not None and failed < datetime.fromisoformat(known.gap["at"])
+        if now - failed < interval / _LOOKS and not came_later:
+            return False
+    return not known.verified or known.gap is not None or now - begun(known.verified[-1]) >= interval
 
 
 def begun(backup: str) -> datetime:

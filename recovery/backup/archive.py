@@ -1,7 +1,8 @@
 """The archive as a process: it receives the WAL as it is written, and files what is whole. ``aegis backup archive``.
 
 Whether it tells the server of each commit at once, so that commits can wait for it, is decided when the
-receiver starts: one that was started before the server was told to wait is started again.
+receiver starts: one that was started before the server was told to wait is started again. So is one that stays with
+a server that leads no more.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from ...config.settings import Settings, settings
 from ...core.errors import AegisError, DatabaseUnavailable
 from ...persistence import cluster
 from ...persistence.database import Database
-from ...tasks.backups import NAMES_IT
+from ...tasks.backups import NAMES_IT, SINGLE
 from .barman.adapter import WithBarman
 from .barman.program import SERVER, Barman
-from .barman.receiver import end, receiver
+from .barman.receiver import end, last_words, receiver
 from .source import source
 
 log = get_logger(__name__)
@@ -34,6 +35,8 @@ _FILE_EVERY: Final = 30.0
 # receiver, it is not much longer than that takes to start.
 _PAUSE: Final = 2.0
 _PAUSE_OF_COMMITS: Final = 0.5
+# Who leads has a receiver within this time (seconds), or ours is with another.
+_CONNECTS_WITHIN: Final = 15.0
 
 
 class Archive:
@@ -48,7 +51,7 @@ class Archive:
         while not self.stopping:
             try:
                 self._session()
-            except AegisError as error:
+            except (AegisError, OSError) as error:  # a disk that is away may be back before anybody looks
                 log.critical("the WAL is not archived", reason=str(error))
             pause = _PAUSE_OF_COMMITS if self._settings.backup_synchronous else _PAUSE
             self._wait(time.monotonic() + pause)
@@ -74,19 +77,24 @@ class Archive:
         """Look after a receiver until it ends, or has to be started in another way."""
         log.info("archiving the WAL", repository=str(barman.repository), commits_wait=waited_for)
         if self._settings.backup_synchronous and not waited_for:
-            log.critical("commits do not wait for the archive", remedy=f"{NAMES_IT}; SELECT pg_reload_conf()")
-        file_at = 0.0
+            remedy = SINGLE if _has_standbys(database) else f"{NAMES_IT}; SELECT pg_reload_conf()"
+            log.critical("commits do not wait for the archive", remedy=remedy)
+        file_at, seen_at = 0.0, time.monotonic()
         while not self.stopping and process.poll() is None:
             if time.monotonic() >= file_at:
                 self._file(barman)
-                file_at = time.monotonic() + _FILE_EVERY
+                file_at, seen_at = time.monotonic() + _FILE_EVERY, time.monotonic()  # filing may take long
+            if _is_received(database):
+                seen_at = time.monotonic()
+            elif time.monotonic() - seen_at > _CONNECTS_WITHIN:
+                log.critical("the receiver is not with whoever leads, and is started again")
+                return
             if _is_waited_for(database, otherwise=waited_for) != waited_for:
                 log.info("the receiver is started again", commits_wait=not waited_for)
                 return
             self._wait(time.monotonic() + _ASK_EVERY, process)
         if not self.stopping:
-            said = (barman.repository / "receiver.log").read_text(errors="replace").strip().splitlines()
-            log.critical("the receiver of the WAL ended", reason=said[-1] if said else "it said nothing")
+            log.critical("the receiver of the WAL ended", reason=last_words(barman))
 
     def _file(self, barman: Barman) -> None:
         try:
@@ -106,6 +114,24 @@ def _is_waited_for(database: Database, *, otherwise: bool = False) -> bool:
             return cluster.waits_for_archive(connection)
     except DatabaseUnavailable:
         return otherwise
+
+
+def _has_standbys(database: Database) -> bool:
+    try:
+        with database.statement() as connection:
+            return cluster.has_standbys(connection)
+    except DatabaseUnavailable:
+        return False
+
+
+def _is_received(database: Database) -> bool:
+    """Whether the server's WAL is received; as long as it does not answer, it is."""
+    try:
+        with database.statement() as connection:
+            found = cluster.archive(connection)
+    except DatabaseUnavailable:
+        return True
+    return found is not None and found.active
 
 
 def main() -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import BackupFailed
-from ...tasks.backups import LEDGER, Known, read
+from ...tasks.backups import LEDGER, Known, contents, read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,20 +58,33 @@ class Ledger:
         told = {**asdict(proof), "at": proof.at.isoformat()}
         self._change(lambda known: {**known, "proofs": {**known.get("proofs", {}), backup: told}})
         if not proof.problem:
-            self.mended()
+            self.mended(backup)
 
     def failed(self, problem: str) -> None:
         """Note that a backup was not taken, or does not count: the alarm that `aegis health` gives."""
         told = {"at": datetime.now(UTC).isoformat(), "problem": problem}
         self._change(lambda known: {**known, "failure": told})
 
+    def gap(self, what: str) -> None:
+        """Note that WAL is missing from the archive: an alarm until a backup that was begun later counts."""
+        problem = f"gap in the archive, {what}: one cannot go back across it"
+        told = {"at": datetime.now(UTC).replace(microsecond=0).isoformat(), "problem": problem}
+        self._change(lambda known: {**known, "gap": told})
+
+    def archived(self, segment: int) -> None:
+        """Note up to which segment the archive was seen to be whole."""
+        told = {"at": datetime.now(UTC).isoformat(), "to": segment}
+        self._change(lambda known: {**known, "looked": told})
+
     def taken(self, superuser: str) -> None:
         """Note who made the cluster that a backup was taken of."""
         self._change(lambda known: {**known, "superuser": superuser})
 
-    def mended(self) -> None:
-        """Take the alarm back."""
-        self._change(lambda known: {key: value for key, value in known.items() if key != "failure"})
+    def mended(self, backup: str) -> None:
+        """Take the alarm back, as a backup counts; that of a gap only if it was begun after that."""
+        known = self.known()
+        over = {"failure"} if known.gap_since(backup) else {"failure", "gap"}
+        self._change(lambda known: {key: value for key, value in known.items() if key not in over})
 
     def forget(self, backups: set[str]) -> None:
         """Keep only what is known of those that are still there."""
@@ -83,15 +96,28 @@ class Ledger:
             )
         )
 
-    def _change(self, change: Any) -> None:
+    def _change(self, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+        """Change the file; what cannot be read is left as it is, for a person to look at.
+
+        Raises:
+            BackupFailed: it cannot be read, or not be written.
+
+        """
         file = self._repository / LEDGER
-        known: Mapping[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         fresh = file.with_suffix(f".{os.getpid()}")
         try:
-            fresh.write_text(json.dumps(change(known), indent=1, sort_keys=True) + "\n")
-            fresh.replace(file)
+            # The archive and a backup may both have something to note: neither may take back what the other did.
+            with (self._repository / "ledger.lock").open("a") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                known = contents(self._repository)
+                with fresh.open("w") as written:
+                    written.write(json.dumps(change(known), indent=1, sort_keys=True) + "\n")
+                    written.flush()
+                    os.fsync(written.fileno())  # a machine that dies now leaves the old one, and not half of this
+                fresh.replace(file)
         except OSError as error:
-            fresh.unlink(missing_ok=True)
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
             raise BackupFailed(str(file), f"it cannot be written ({error.strerror})", "see that it has room") from None
 
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -55,8 +55,9 @@ def prove(settings: Settings, adapter: Adapter, base: Base, superuser: str, *, e
 
 
 def _noted(ledger: Ledger, base: Base, error: AegisError) -> AegisError:
-    ledger.proved(base.id, Proof(at=datetime.now(UTC), problem=str(error)))
-    ledger.failed(str(error))
+    with suppress(BackupFailed):  # what is wrong with the backup is to be told, also where it cannot be noted
+        ledger.proved(base.id, Proof(at=datetime.now(UTC), problem=str(error)))
+        ledger.failed(str(error))
     return error
 
 

@@ -11,7 +11,7 @@ from ...core.errors import AegisError, BackupFailed
 from .adapter import Adapter, Base
 from .ledger import Ledger, Proof, alone
 from .prove import logged, prove
-from .source import kept, source
+from .source import Source, kept, source
 
 
 def take(settings: Settings, *, incremental: bool = False) -> Base:
@@ -22,6 +22,7 @@ def take(settings: Settings, *, incremental: bool = False) -> Base:
 
     """
     with alone(settings.backups), _alarmed(settings):
+        Ledger(settings.backups).known()  # what cannot be noted afterwards is not begun
         used = source(settings)
         parent = _parent(used.adapter) if incremental else None
         taken = used.adapter.take(used.facts, parent)
@@ -40,7 +41,12 @@ def _parent(adapter: Adapter) -> Base:
 def _alarmed(settings: Settings) -> Iterator[None]:
     """Note what goes wrong where `aegis health` finds it, if that can be written."""
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            problem = f"{error.filename or 'a file'}: {error.strerror or error}"
+            remedy = "see that its disk is there, has room, and is ours"
+            raise BackupFailed(settings.backup_place, problem, remedy) from error
     except AegisError as error:
         with suppress(BackupFailed):  # the repository itself may be what is wrong, which health sees
             Ledger(settings.backups).failed(str(error))
@@ -58,13 +64,66 @@ def verify(settings: Settings, backup: str | None) -> tuple[Base, Proof]:
 
     """
     with alone(settings.backups):
-        used = source(settings)
+        with _alarmed(settings):
+            Ledger(settings.backups).known()  # as above
+            used = source(settings)
         base = find(used.adapter, backup)
+        try:
+            return base, _verify(settings, used, base)
+        finally:
+            with suppress(AegisError):  # what came of the verification is told, whatever comes of this
+                drop_superseded(settings, used.adapter)
+
+
+def _verify(settings: Settings, used: Source, base: Base) -> Proof:
+    with _alarmed(settings):
         expected = logged(settings)
         used.adapter.file_all()
-        proof = prove(settings, used.adapter, base, used.facts.superuser, expected=expected)
-        retire(settings, used.adapter)
-        return base, proof
+    proof = prove(settings, used.adapter, base, used.facts.superuser, expected=expected)
+    retire(settings, used.adapter)
+    return proof
+
+
+def unproven(settings: Settings) -> Base | None:
+    """Return the backup to verify instead of taking another: the newest, not yet verified, and not yet due again.
+
+    It may have been found wanting for what was no fault of its own: anchors that could not be reached, a row that
+    was edited and has been put back. Another one is taken once one is due, and where WAL is missing since.
+
+    Raises:
+        BackupFailed: the repository cannot be read.
+        ServerUnavailable: PostgreSQL's programs of that version are not installed.
+
+    """
+    with _alarmed(settings):
+        adapter, known = kept(settings), Ledger(settings.backups).known()
+        newest = next((base for base in adapter.bases() if base.done), None) if adapter is not None else None
+    if newest is None or newest.id in known.verified or known.gap_since(newest.id):
+        return None
+    due = newest.began_at + timedelta(seconds=settings.backup_interval)
+    return newest if datetime.now(UTC) < due else None
+
+
+def drop_superseded(settings: Settings, adapter: Adapter) -> list[str]:
+    """Remove backups that were found not to count, and that a newer one stands in for; return which.
+
+    The newest stays, as it may count yet; so does the oldest, with which everything that is archived begins; and
+    what another one builds on.
+    """
+    ledger = Ledger(settings.backups)
+    known, bases = ledger.known(), adapter.bases()
+    done = [base for base in bases if base.done]
+    wanting = {backup for backup in known.proofs if backup not in known.verified}
+    keep = {base.id for base in done if base.id not in wanting} | {base.id for base in done[:1]}
+    keep |= {base.id for base in done[-1:]}
+    needed = {base.parent for base in bases}
+    removed = [base.id for base in done if base.id not in keep | needed]
+    for backup in removed:
+        adapter.remove(next(base for base in bases if base.id == backup))
+    if removed:
+        adapter.tidy()
+        ledger.forget({base.id for base in bases} - set(removed))
+    return removed
 
 
 def find(adapter: Adapter, backup: str | None) -> Base:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...core.errors import ServerUnavailable
+from ...persistence.cluster import SLOT
 from .layout import USER, Layout, Node
 
 SCOPE: Final = "aegis"
@@ -35,6 +36,9 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "synchronous_mode_strict": True,
     # etcd away: the leader goes on as long as it reaches every other node.
     "failsafe_mode": True,
+    # The archive's slot is on every node, and follows that of the leader: a fail-over leaves no gap. Patroni drops
+    # slots that it does not know.
+    "slots": {SLOT: {"type": "physical"}},
     "postgresql": {
         "use_pg_rewind": True,
         "use_slots": True,
@@ -109,6 +113,11 @@ def configuration(layout: Layout, node: Node, programs: Path) -> dict[str, Any]:
             "pg_hba": [
                 *(f"host all all {host}/32 scram-sha-256" for host in sorted({*layout.hosts, *layout.guests})),
                 *(f"host replication replicator {host}/32 scram-sha-256" for host in sorted({*layout.hosts})),
+                # The archive, and backups.
+                *(
+                    f"host replication {USER} {host}/32 scram-sha-256"
+                    for host in sorted({*layout.hosts, *layout.guests})
+                ),
             ],
         },
     }

@@ -20,9 +20,10 @@ from private_servers import PrivatePostgres
 from site_of_its_own import Site, archiving, needs_barman
 from store_workbench import sql, value
 
+from aegis.config.settings import Settings
 from aegis.core.errors import AegisError, BackupFailed, DatabaseUnavailable
 from aegis.persistence import cluster
-from aegis.recovery.backup import address, take
+from aegis.recovery.backup import address, archive, prove, take
 from aegis.recovery.backup.adapter import Base
 from aegis.recovery.backup.barman.adapter import WithBarman
 from aegis.recovery.backup.dump import dump
@@ -304,7 +305,9 @@ def test_a_full_disk(place: Site) -> None:
         assert [base.id for base, _ in catalogue(place.settings) if base.done] == [good.id]
         assert told(place).state is State.DEGRADED
         # Whether there was room to note what happened, or not.
-        assert any(alarm in told(place).says for alarm in ("MB left: not enough for another", "No space left on device"))
+        assert any(
+            alarm in told(place).says for alarm in ("MB left: not enough for another", "No space left on device")
+        )
         filler.unlink()
         assert verify(place.settings, good.id)[1].problem == ""
         assert told(place).state is State.OK
@@ -313,13 +316,69 @@ def test_a_full_disk(place: Site) -> None:
         assert [base.id for base, _ in catalogue(place.settings)] == [following.id, good.id]
 
 
-def test_a_slot_that_the_server_gave_up_begins_anew(place: Site) -> None:
-    take.take(place.settings)
+def test_a_slot_that_is_made_anew_in_time_leaves_no_gap(place: Site) -> None:
+    base = take.take(place.settings)
     with place.database.statement() as connection:
         cluster.drop_slot(connection)
-    assert told(place).name == "backup"
+    place.start("o-1")
+    assert verify(place.settings, base.id)[1].workflows == 1
+    assert Ledger(place.settings.backups).known().gap is None
+
+
+def throw_away_wal(place: Site) -> None:
+    """Have the server write more than it keeps, with nobody to keep it for."""
+    with place.database.statement() as connection:
+        cluster.drop_slot(connection)
+    place.server.execute("ALTER SYSTEM SET min_wal_size = '32MB'")
+    place.server.execute("ALTER SYSTEM SET max_wal_size = '32MB'")
+    place.server.execute("SELECT pg_reload_conf()")
+    for _ in range(6):
+        sql(place.database, "SELECT pg_logical_emit_message(false, 'test', repeat('x', 1000))")
+        place.server.execute("SELECT pg_switch_wal()")
+        place.server.execute("CHECKPOINT")
+
+
+def test_a_gap_is_an_alarm_until_a_backup_that_was_begun_later_counts(place: Site) -> None:
+    daily = place.asking(backup_interval=86400)
+    old = take.take(place.settings)
+    verify(place.settings, old.id)
+    assert not backups._is_due(Ledger(place.settings.backups).known(), daily, datetime.now(UTC))
+    throw_away_wal(place)
+    time.sleep(1)  # backups are named after whole seconds
+    with archiving(place):
+        eventually("it has a slot again", lambda: place.archive().kept_from is not None, 60)
+        # By that alone, all would seem well again.
+        eventually("it streams", lambda: told(place, "archive").state is State.OK, 60)
+        assert told(place).state is State.DEGRADED
+        assert "gap in the archive, segments " in told(place).says
+        assert "one cannot go back across it" in told(place).says
+        known = Ledger(place.settings.backups).known()
+        assert backups._is_due(known, daily, datetime.now(UTC))  # at once
+        assert take.unproven(daily) is None  # the older one does not do
+        with pytest.raises(BackupFailed, match="there is a gap"):
+            verify(place.settings, old.id)
+        Ledger(place.settings.backups).proved(old.id, Proof(at=datetime.now(UTC), problem=""))
+        assert "gap in the archive" in told(place).says
+        new = take.take(place.settings)
+        assert verify(place.settings, new.id)[1].problem == ""
+    assert told(place).state is State.OK
+    assert not backups._is_due(Ledger(place.settings.backups).known(), daily, datetime.now(UTC))
+
+
+def test_a_receiver_that_the_server_refuses_what_it_asks_for_begins_anew(place: Site) -> None:
+    """As on a cluster, where whoever leads has a slot, and not what the archive got from another."""
+    take.take(place.settings)
+    streaming = place.settings.backups / "aegis" / "streaming"
+    (last,) = streaming.glob("*.partial")
+    ahead = f"{last.name[:16]}{int(last.name[16:24], 16) + 7:08X}.partial"
+    last.rename(streaming / ahead)
+    with archiving(place):
+        eventually("it streams", lambda: place.archive().active, 60)
+    assert "gap in the archive, " in told(place).says
+    assert not (streaming / ahead).exists()
     base = take.take(place.settings)
     assert verify(place.settings, base.id)[1].problem == ""
+    assert told(place).state is State.OK
 
 
 # --- beat -------------------------------------------------------------------------------
@@ -367,6 +426,89 @@ def test_the_process_that_beat_starts_takes_and_verifies_one(place: Site) -> Non
     assert subprocess.run(scheduled, env=environment, check=False, timeout=120).returncode == 1
 
 
+def scheduled(place: Site) -> int:
+    """What beat starts, in a process of its own."""
+    environment = {
+        **os.environ,
+        "AEGIS_HOME": str(place.settings.home),
+        "AEGIS_DATABASE_URL": place.server.url(),
+        "AEGIS_BROKER_URL": place.settings.broker,
+        "AEGIS_BACKUP_REPOSITORY": str(place.settings.backups),
+        "AEGIS_BACKUP_INTERVAL": "86400",
+    }
+    argv = [sys.executable, "-m", "aegis.recovery.backup.scheduled"]
+    return subprocess.run(argv, env=environment, check=False, timeout=120).returncode
+
+
+def test_what_keeps_backups_from_counting_does_not_fill_the_repository(place: Site) -> None:
+    place.start("o-1")
+    place.anchor()
+    actor = value(place.database, "SELECT actor FROM aegis_transition")
+    sql(place.database, "UPDATE aegis_transition SET actor = 'user:eve'")
+    assert scheduled(place) == 1
+    base = the_only_one(place)
+    assert scheduled(place) == 1
+    assert the_only_one(place).id == base.id  # verified again, and no other taken
+    sql(place.database, f"UPDATE aegis_transition SET actor = '{actor}'")
+    assert scheduled(place) == 0
+    assert the_only_one(place).id == base.id
+    assert told(place).state is State.OK
+
+
+class Shelf:
+    """A repository of backups in name only."""
+
+    def __init__(self, *ids: str, parents: dict[str, str] | None = None) -> None:
+        self.ids, self.parents = list(ids), parents or {}
+
+    def bases(self) -> list[Base]:
+        return [
+            Base(
+                id=name,
+                parent=self.parents.get(name),
+                began_at=backups.begun(name),
+                ended_at=backups.begun(name),
+                size=1,
+                obsolete=False,
+            )
+            for name in sorted(self.ids, reverse=True)
+        ]
+
+    def remove(self, base: Base) -> None:
+        self.ids.remove(base.id)
+
+    def tidy(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("counts", "wanting", "parents", "left"),
+    [
+        # The newest may count yet; with the oldest, everything that is archived begins.
+        ("", "1234", {}, "14"),
+        ("1", "234", {}, "14"),
+        ("2", "134", {}, "124"),
+        ("14", "23", {}, "14"),
+        # Nobody knows of the third whether it counts; and the fourth builds on the second.
+        ("1", "25", {}, "1345"),
+        ("1", "2345", {"4": "2", "5": "4"}, "1245"),
+    ],
+)
+def test_backups_that_do_not_count_go_where_a_newer_one_stands_in_for_them(
+    tmp_path: Path, counts: str, wanting: str, parents: dict[str, str], left: str
+) -> None:
+    name = "2026010{}T000000".format
+    named = {name(key): name(parent) for key, parent in parents.items()}
+    everyone = "12345" if "5" in wanting else "1234"
+    shelf = Shelf(*map(name, everyone), parents=named)
+    for one in (*counts, *wanting):
+        problem = "a row was edited" if one in wanting else ""
+        Ledger(tmp_path).proved(name(one), Proof(at=datetime.now(UTC), problem=problem))
+    take.drop_superseded(Settings(home=tmp_path, backup_repository=tmp_path), shelf)  # type: ignore[arg-type]
+    assert shelf.ids == [name(one) for one in left]
+    assert set(Ledger(tmp_path).known().proofs) <= set(shelf.ids)
+
+
 # --- addresses --------------------------------------------------------------------------
 
 
@@ -382,6 +524,11 @@ def test_the_process_that_beat_starts_takes_and_verifies_one(place: Site) -> Non
             {"host": "db", "port": "5433", "user": "a", "password": "p@ss", "dbname": "aegis", "sslmode": "require"},
         ),
         ("postgresql+psycopg2://a@/x?host=h1&host=h2", {"user": "a", "dbname": "x", "host": "h1,h2"}),
+        # As several hosts are written everywhere else: libpq has their ports in a list of its own.
+        (
+            "postgresql+psycopg2://a@/x?host=h1:5433&host=h2&target_session_attrs=read-write",
+            {"user": "a", "dbname": "x", "host": "h1,h2", "port": "5433,5432", "target_session_attrs": "read-write"},
+        ),
     ],
 )
 def test_an_address_in_the_words_of_libpq(url: str, expected: dict[str, str]) -> None:
@@ -392,12 +539,82 @@ def test_words_are_quoted() -> None:
     assert address.conninfo("postgresql://a:it%27s%5C@h/x").endswith("password='it\\'s\\\\' dbname='x'")
 
 
+def test_a_host_that_went_dark_is_left() -> None:
+    told = address.conninfo("postgresql://a@/x?host=h1:1&host=h2:2&connect_timeout=7")
+    assert "tcp_user_timeout='4000'" in told
+    assert "connect_timeout='7'" in told
+    assert "application_name" not in told  # it is by that name that commits may wait for the archive
+
+
 def test_a_ledger_that_cannot_be_read_is_said(place: Site) -> None:
     place.settings.backups.mkdir()
     (place.settings.backups / backups.LEDGER).write_text("{")
     with pytest.raises(AegisError, match=r"aegis\.json: it cannot be read"):
         Ledger(place.settings.backups).known()
     assert told(place).state is State.DEGRADED
+
+
+@pytest.mark.parametrize(
+    "text", ['{"proofs": {"20260101T000000": {"prob', "[]", '{"failure": "x"}', '{"proofs": {"20260101T000000": {}}}']
+)
+def test_a_damaged_ledger_is_said_before_a_backup_is_taken_and_stays_as_it_is(place: Site, text: str) -> None:
+    place.settings.backups.mkdir()
+    file = place.settings.backups / backups.LEDGER
+    file.write_text(text)
+    for act in (lambda: take.take(place.settings), lambda: verify(place.settings, None)):
+        with pytest.raises(BackupFailed, match=r"aegis\.json: it cannot be read .*; see that .* move aegis\.json away"):
+            act()
+    with pytest.raises(BackupFailed, match=r"aegis\.json: it cannot be read"):
+        Ledger(place.settings.backups).failed("another")
+    assert file.read_text() == text
+    assert not (place.settings.backups / "aegis" / "base").exists()
+    assert "it cannot be read" in told(place).says
+
+
+def test_what_is_wrong_with_a_backup_is_told_also_where_it_cannot_be_noted(tmp_path: Path) -> None:
+    (tmp_path / backups.LEDGER).write_text("{")
+    (base,) = Shelf("20260101T000000").bases()
+    error = BackupFailed("backup", "a page rotted", "take another")
+    assert prove._noted(Ledger(tmp_path), base, error) is error
+
+
+def test_a_disk_that_fails_while_a_backup_is_taken_is_an_alarm(place: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise OSError(5, "Input/output error", "/backups/x")
+
+    monkeypatch.setattr(WithBarman, "take", fail)
+    with pytest.raises(BackupFailed, match="/backups/x: Input/output error; see that its disk is there"):
+        take.take(place.settings)
+    assert "/backups/x: Input/output error" in told(place).says
+
+
+def test_a_repository_that_is_still_to_be_made_is_no_fault_of_health(tmp_path: Path) -> None:
+    for changes in ({}, {"backup_with": "pgbackrest", "backup_bucket": "s3://b/x?region=eu"}):
+        (check,) = ask_backups(Settings(home=tmp_path / "home", backup_interval=3600, **changes))  # type: ignore[arg-type]
+        assert (check.state, check.says.partition(":")[0]) == (State.DEGRADED, "none that counts")
+
+
+def test_a_bucket_has_room_whatever_this_disk_has(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, backup_with="pgbackrest", backup_bucket="s3://b/x?region=eu")
+    settings.backups.mkdir()
+    proof = Proof(at=datetime.now(UTC), problem="", bytes=2**60)
+    Ledger(settings.backups).proved(f"{datetime.now(UTC):%Y%m%d-%H%M%S}F", proof)
+    (check,) = ask_backups(settings)
+    assert check.state is State.OK
+
+
+def test_the_archive_outlives_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    made = archive.Archive(Settings(home=tmp_path, backup_synchronous=True))
+
+    def session() -> None:
+        tried.append(1)
+        made.stopping = len(tried) == 2
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(made, "_session", session)
+    made.run()
+    assert len(tried) == 2
 
 
 def test_what_is_known_is_written_as_json(place: Site) -> None:

@@ -37,7 +37,9 @@ def test_a_server_that_does_not_archive_or_is_elsewhere() -> None:
         place.server.execute("ALTER SYSTEM RESET archive_mode")
         place.server.stop()
         place.server.start()
-        with pytest.raises(BackupFailed, match="archive_mode is off: the server hands no WAL to pgBackRest; ALTER SYSTEM"):
+        with pytest.raises(
+            BackupFailed, match="archive_mode is off: the server hands no WAL to pgBackRest; ALTER SYSTEM"
+        ):
             take.take(place.settings)
         (check,) = [check for check in health(place.settings) if check.name == "archive"]
         assert (check.state, check.says) == (State.DEGRADED, "no WAL is archived: archive_mode is off")
@@ -170,3 +172,10 @@ def test_a_full_disk(archiving: ArchivingSite) -> None:
 def test_a_backup_that_is_not_there(archiving: ArchivingSite) -> None:
     with pytest.raises(BackupFailed, match="backup no-such"):
         verify(archiving.settings, "no-such")
+
+
+def test_a_place_that_cannot_be_written_is_an_alarm(archiving: ArchivingSite) -> None:
+    (archiving.settings.places.pgbackrest / "begun.json").mkdir(parents=True)
+    with pytest.raises(BackupFailed, match=r"begun\.json cannot be written \(Is a directory\); see that it is there"):
+        take.take(archiving.settings)
+    assert "cannot be written (Is a directory)" in told(archiving).says

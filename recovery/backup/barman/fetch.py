@@ -110,7 +110,10 @@ def _fetch(barman: Barman, first: str, wal: Path) -> int:
     names = {file.name for file in archived.glob("*/*") if _SEGMENT.fullmatch(file.name)}
     names |= {file.name for file in archived.glob("*") if _HISTORY.fullmatch(file.name)}
     streaming = barman.folder / "streaming"
-    fresh = {file.name for file in streaming.glob("*") if _SEGMENT.fullmatch(file.name)}
+    # After a fail-over, the history says where the new timeline began: recovery does not follow it without.
+    fresh = {
+        file.name for file in streaming.glob("*") if _SEGMENT.fullmatch(file.name) or _HISTORY.fullmatch(file.name)
+    }
     for name in sorted(name for name in names if _HISTORY.fullmatch(name) or name[8:] >= first[8:]):
         barman.call(f"WAL {name}", "get-wal", "--output-directory", str(wal), SERVER, name)
     for name in fresh - names:

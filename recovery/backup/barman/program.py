@@ -195,6 +195,12 @@ def _problem(said: dict[str, Any], output: str, errors: str) -> str:
     return "; ".join(line.replace("\n", " ").strip() for line in lines) or "it said nothing"
 
 
+def told(output: str) -> list[str]:
+    """Return what it said, a line each: as JSON once it is done, what happened before what came of it."""
+    said = _document(output)
+    return [line for key in ("_INFO", *reversed(_TOLD)) for line in _lines(said.get(key))] or output.splitlines()
+
+
 def _lines(found: object) -> list[str]:
     return [str(line) for line in found] if isinstance(found, list) else [str(found)] if found else []
 

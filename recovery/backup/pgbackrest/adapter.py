@@ -72,13 +72,17 @@ class WithPgBackRest:
 
     def begin(self) -> None:
         """Have a repository that the server can archive to; there may be one already."""
-        if not self.settings.backup_bucket:
-            self.pgbackrest.own(self.settings.backups / FOLDER)
-        self._call("the repository", "stanza-create")
-        self._note.write_text(
-            json.dumps({"place": self.settings.backup_place, "system": str(self._read_info()["db"][-1]["system-id"])})
-            + "\n"
-        )
+        try:
+            if not self.settings.backup_bucket:
+                self.pgbackrest.own(self.settings.backups / FOLDER)
+            self._call("the repository", "stanza-create")
+            begun = {"place": self.settings.backup_place, "system": str(self._read_info()["db"][-1]["system-id"])}
+            self._note.write_text(json.dumps(begun) + "\n")
+        except OSError as error:
+            problem = f"{error.filename or self._note} cannot be written ({error.strerror})"
+            raise BackupFailed(
+                self.settings.backup_place, problem, "see that it is there, has room, and is ours"
+            ) from None
 
     def bases(self) -> list[Base]:
         """Return the base backups, the newest first."""
