@@ -155,7 +155,7 @@ class Drill(Generic[Box]):
         moves = scene.movement.moves()
         if self.scenario.planned:
             return measure.is_served(scene.client.requests(), moves, typed)
-        return not fault.met or measure.recovered(fault, moves, since)[1] is not None
+        return not measure.still_waiting(fault, moves, since) or measure.recovered(fault, moves, since)[1] is not None
 
     def _settle(self, scene: Stage[Box], fault: Fault) -> None:
         """Go on for a moment; then ask for nothing new, and wait until all that was accepted is done."""
@@ -243,6 +243,8 @@ class Drill(Generic[Box]):
             return stood, stood
         since, sooner = (fault.at, fault.sooner) if healed is None else (healed, 0.0)
         first, rto = measure.recovered(fault, moves, since)
+        if self.box.shared and not measure.still_waiting(fault, moves, since):
+            first = rto = 0.0  # others had gone on with all of them before anybody did anything
         if first is None or rto is None:
             return first, rto
         if self.box.shared:

@@ -12,7 +12,7 @@ from ...core.objective import Objective
 from ...persistence.observe import Sight
 from ...testing.ledger import EFFECT, Entry
 from .ledger import EVENT, START, Request
-from .movement import Fall, Move, moved_at, still_met
+from .movement import Fall, Move, Place, moved_at, still_met
 from .report import Check, Timeline
 from .scenario import Scenario
 from .scene import Fault
@@ -119,19 +119,22 @@ def work_lost(turns: Sequence[Turn], fault: Fault) -> float | None:
 
 def left_behind(fault: Fault, moves: list[Move], sights: Mapping[str, Sight], since: float) -> dict[str, str]:
     """Return those that were met and did not move again, and their status."""
-    met = _really_met(fault, moves)
+    met = still_waiting(fault, moves, since)
     gone = met.keys() - moved_at(moves, met, since).keys()
     return {each: sights[each].status if each in sights else "gone" for each in sorted(gone)}
 
 
-def _really_met(fault: Fault, moves: list[Move]) -> Mapping[str, tuple[int, int]]:
-    """Return where those that were met were; what was seen of a primary that is lost with its commits is gone."""
-    return fault.met if fault.goes_back else still_met(moves, fault.met, fault.at)
+def still_waiting(fault: Fault, moves: list[Move], since: float) -> Mapping[str, Place]:
+    """Return where those that were met were when the time began to count.
+
+    What was seen of a primary that is lost with its commits is gone: those are where they were met.
+    """
+    return fault.met if fault.goes_back else still_met(moves, fault.met, since)
 
 
 def recovered(fault: Fault, moves: list[Move], since: float) -> tuple[float | None, float | None]:
     """Return when the first and the last of those that were met moved again, after ``since``."""
-    met = _really_met(fault, moves)
+    met = still_waiting(fault, moves, since)
     found = sorted(at - since for at in moved_at(moves, met, since).values())
     enough = len(met) if fault.enough is None else fault.enough
     last = found[enough - 1] if found and len(found) >= enough else None

@@ -46,7 +46,9 @@ def test_the_index_leads_to_every_section() -> None:
 
 
 def test_the_page_says_what_the_exit_status_of_health_means() -> None:
-    looks = [line for line in (ROOT / "docs" / "runbook.md").read_text().splitlines() if line.startswith("$ aegis health")]
+    looks = [
+        line for line in (ROOT / "docs" / "runbook.md").read_text().splitlines() if line.startswith("$ aegis health")
+    ]
     assert any(line.endswith("; 0: ok, 1: degraded, 2: down") for line in looks)
     assert not any("exit status" in line for line in looks)
     means = {status: state.value for state, status in _EXIT.items() if state is not State.WARNING}
