@@ -38,7 +38,8 @@ class Message:
 def send(session: Session, message: Message, terms: Terms, *, rung: bool = True) -> Bell | None:
     """Accept an event for a workflow; it is kept until a state takes it.
 
-    Without ``rung`` nobody is going to ring. Returns None if it does not set anything off yet, or was received before and is on its way.
+    Without ``rung`` nobody is going to ring. Returns None if it does not set anything off yet, or was received
+    before and is on its way.
 
     Raises:
         UnknownWorkflowType, UnknownEvent, InvalidData, NotCanonical, InvalidName: nothing was written.
