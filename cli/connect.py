@@ -29,7 +29,8 @@ def database(stale_ok: float | None = None) -> Database:
 
     """
     if stale_ok is not None:
-        standbys = Standbys(settings().replica_url or settings().database, pool_size=1)
+        primary = Database(settings().database, pool_size=1, pre_ping=False)
+        standbys = Standbys(settings().replica_url or settings().database, primary, pool_size=1)
         for standby in standbys.fresh(stale_ok=timedelta(seconds=stale_ok)):
             return standby
     found = Database(settings().database, pool_size=1, pre_ping=False)

@@ -27,9 +27,13 @@ log = get_logger(__name__)
 
 @dataclass
 class _Waiting:
-    """Something to be done, and how many savepoints were opened since it was asked for."""
+    """Something to be done, and how many savepoints were opened since it was asked for.
+
+    ``before`` has it done as the commit begins, too.
+    """
 
     act: Act
+    before: bool = False
     depth: int = 0
 
 
@@ -54,9 +58,9 @@ class Afterwards:
             _hear_of_commits(session, found)
         return found
 
-    def add(self, act: Act) -> None:
-        """Have something done after the commit."""
-        self._waiting.append(_Waiting(act))
+    def add(self, act: Act, *, before: bool = False) -> None:
+        """Have something done after the commit; ``before``: and as it begins, of which a connection tells sooner."""
+        self._waiting.append(_Waiting(act, before))
 
     def act(self) -> None:
         """Do what was waiting for a commit that is done by now; nothing that goes wrong is raised."""
@@ -91,6 +95,9 @@ class Afterwards:
         self.forget()
 
     def _on_commit(self, *_: Any) -> None:
+        for one in self._waiting:
+            if one.before:
+                one.act()
         self._committed += self._waiting
         self._waiting = []
 

@@ -108,7 +108,7 @@ class DurableWorkflowEngine:
         self.sources = sources
         self.terms = terms
         self.writes = 0
-        """How often it tried to write: who reads from a standby waits for what that may have been."""
+        """How often something may have been committed: who reads from a standby waits for what that may have been."""
         self._auditor = Auditor(database, sources)
         self._trusted = tuple(sources.trusted)
         self._ring = ring
@@ -632,7 +632,10 @@ class DurableWorkflowEngine:
         try:
             return in_one_transaction(self.database, verb)
         finally:
-            self.writes += 1  # also where the outcome is unknown
+            self._count()  # also where the outcome is unknown
+
+    def _count(self) -> None:
+        self.writes += 1
 
     def _rung(self, *bells: Bell | None) -> bool:
         # After the commit, never before: a worker that answered a bell for a row it cannot see yet
@@ -641,7 +644,8 @@ class DurableWorkflowEngine:
         return not given or self._ring(given)
 
     def _ring_later(self, guest: Guest, bells: Iterable[Bell | None]) -> bool:
-        """Ring once the caller has committed; return whether there is nothing to ring."""
+        """Count the caller's commit, and ring once it is done; return whether there is nothing to ring."""
+        guest.count_commit(self._count)
         given = [bell for bell in bells if bell is not None]
         if given:
             guest.after_commit(lambda: self._ring(given))

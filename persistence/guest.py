@@ -45,6 +45,9 @@ class Guest(Protocol):
     def after_commit(self, act: Act) -> None:
         """Have something done once the caller has committed; never if not."""
 
+    def count_commit(self, count: Act) -> None:
+        """Have it counted that something was written, by the time that the caller can read it as committed."""
+
     @property
     def connection(self) -> Connection:
         """The connection, which has a transaction."""
@@ -113,6 +116,10 @@ class _Alchemy:
     def after_commit(self, act: Act) -> None:
         Afterwards.of(self.connection, self._session).add(act)
 
+    def count_commit(self, count: Act) -> None:
+        # Of a connection's commit one hears late; whoever reads right after it is to know what it wrote.
+        Afterwards.of(self.connection, self._session).add(count, before=True)
+
 
 def _connection_of(session: Session, database: Database) -> Connection:
     try:
@@ -142,6 +149,9 @@ class _Bare:
     def after_commit(self, act: Act) -> None:
         """Leave it to the sweep, or to the caller."""
 
+    def count_commit(self, count: Act) -> None:
+        """Leave it to the caller, whose ``ring`` counts as well."""
+
 
 class _Django:
     """Django's ``connection``, or one of its ``connections``."""
@@ -161,6 +171,9 @@ class _Django:
 
     def after_commit(self, act: Act) -> None:
         self._given.on_commit(act)
+
+    def count_commit(self, count: Act) -> None:
+        self._given.on_commit(count)
 
 
 # --- whether it may be --------------------------------------------------------------------------

@@ -30,10 +30,19 @@ _LSN: Final = re.compile(r"[0-9A-F]{1,8}/[0-9A-F]{1,8}")
 
 
 class Reader:
-    """Reads from standbys that are at most ``stale_ok`` behind, and know what this engine has written."""
+    """Reads from standbys that are at most ``stale_ok`` behind, and know what this engine has written.
+
+    ``wrote`` says how often that was; the engine itself, if nothing else does.
+    """
 
     def __init__(
-        self, engine: DurableWorkflowEngine, standbys: Standbys, *, stale_ok: timedelta, after: str | None
+        self,
+        engine: DurableWorkflowEngine,
+        standbys: Standbys,
+        *,
+        stale_ok: timedelta,
+        after: str | None,
+        wrote: Callable[[], int] | None = None,
     ) -> None:
         check_bound(stale_ok)
         check_token(after)
@@ -41,7 +50,8 @@ class Reader:
         self._standbys = standbys
         self._stale_ok = stale_ok
         self._after = after
-        self._seen = engine.writes
+        self._seen = 0  # also what was written before there was a reader
+        self._wrote = wrote or (lambda: engine.writes)
         self._lock = threading.Lock()
 
     def describe(self, id: str) -> WorkflowSummary:  # noqa: A002 - as the engine has it
@@ -94,11 +104,15 @@ class Reader:
 
     def _token(self) -> str | None:
         """Return what has to be known to whoever answers: what was written here is asked for when it is needed."""
-        with self._lock:
-            writes = self._engine.writes
-            if writes != self._seen:
-                self._after, self._seen = self._engine.token(), writes
+        wrote = self._wrote()
+        if wrote == self._seen:
             return self._after
+        found = self._engine.token()
+        # Not held while the primary is asked: an event loop would wait for itself.
+        with self._lock:
+            if wrote > self._seen:
+                self._after, self._seen = found, wrote
+        return found
 
 
 def _nobody(_bells: object, /) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -15,6 +16,7 @@ from ..core.errors import ForeignSession
 from . import schema
 from .asynchronous import AsyncDatabase, spawn
 from .auditor import Sources
+from .awaited_reader import AwaitedReader
 from .database import Database
 from .durable import DurableWorkflowEngine
 from .lent import driver_of
@@ -45,6 +47,7 @@ class Spawning:
         # An event loop that rings does not wait for a broker that is away: a thread does.
         self._near = DurableWorkflowEngine(self._awaited, self._ring_aside if ring_blocks else ring, terms, sources)
         self._far = DurableWorkflowEngine(database, ring, terms, sources)
+        self._readers: list[AwaitedReader] = []
         self._checking = asyncio.Lock()
         self._checked = False
 
@@ -73,8 +76,16 @@ class Spawning:
     def _ring_aside(self, bells: Sequence[Bell], /) -> bool:
         return self._awaited.in_thread(lambda: self._ring(bells))
 
+    def _reader(self, url: str, *, stale_ok: timedelta, after: str | None) -> AwaitedReader:
+        made = AwaitedReader(url, self._near, self._far, self._awaited, stale_ok=stale_ok, after=after)
+        self._readers.append(made)
+        return made
+
     async def close(self) -> None:
-        """Close the connections that are awaited."""
+        """Close the connections that are awaited, those to standbys as well."""
+        for reader in self._readers:
+            await reader.close()
+        self._readers.clear()
         await self._awaited.aclose()
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from celery import Celery
 
 from .assembly import assemble
+from .config.settings import settings
+from .core.errors import NotOnSQLite
 from .persistence.awaited import DurableWorkflowEngine as _Engine
+from .persistence.awaited_reader import AwaitedReader
 from .persistence.database import Database
 
 
@@ -48,6 +52,23 @@ class DurableWorkflowEngine(_Engine):
         super().__init__(parts.database, parts.ring, parts.terms, parts.sources, ring_blocks=parts.runner is None)
         if parts.runner is not None:
             parts.runner.start()
+
+    def standby(self, *, stale_ok: timedelta, after: str | None = None) -> AwaitedReader:
+        """Return the verbs that read, from a standby that is at most ``stale_ok`` behind; or else from the primary.
+
+        It knows whatever this engine has written before each call, and what stands before ``after``, a token
+        of another engine's. Of what was started with a bare connection of psycopg nobody tells it: it knows that
+        after ``ring``. Standbys are the hosts of ``AEGIS_REPLICA_URL``, or those of the engine's address.
+
+        Raises:
+            InvalidData: the bound is no positive time, or the token none.
+            NotOnSQLite: it has no standbys.
+
+        """
+        if self.database.is_sqlite:
+            raise NotOnSQLite("a standby", "read the database itself")
+        url = settings().replica_url or self.database.address.render_as_string(hide_password=False)
+        return self._reader(url, stale_ok=stale_ok, after=after)
 
     async def close(self) -> None:
         """Let the handlers that this engine runs finish; and close the database, unless it was handed over as one."""

@@ -76,7 +76,8 @@ class DurableWorkflowEngine(_Engine):
         """Return the verbs that read, from a standby that is at most ``stale_ok`` behind; or else from the primary.
 
         It knows whatever this engine has written before each call, and what stands before ``after``, a token
-        of another engine's. Standbys are the hosts of ``AEGIS_REPLICA_URL``, or those of the engine's address.
+        of another engine's. Of what was started with a bare connection of psycopg nobody tells it: it knows that
+        after ``ring``. Standbys are the hosts of ``AEGIS_REPLICA_URL``, or those of the engine's address.
 
         Raises:
             InvalidData: the bound is no positive time, or the token none.
@@ -86,7 +87,7 @@ class DurableWorkflowEngine(_Engine):
         if self.database.is_sqlite:
             raise NotOnSQLite("a standby", "read the database itself")
         url = settings().replica_url or self.database.address.render_as_string(hide_password=False)
-        return Reader(self, Standbys(url), stale_ok=stale_ok, after=after)
+        return Reader(self, Standbys(url, self.database), stale_ok=stale_ok, after=after)
 
     def close(self) -> None:
         """Let the handlers that this engine runs finish; and close the database, unless it was handed over as one."""

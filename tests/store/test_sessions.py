@@ -489,6 +489,27 @@ def test_djangos_connection_says_itself_when_it_has_committed(
     assert count(database, "aegis_workflow") == 1
 
 
+def test_a_commit_of_django_is_counted_as_a_write_and_what_is_rolled_back_is_not(
+    engine: DurableWorkflowEngine, django: Any
+) -> None:
+    with transaction.atomic(using=django.alias):
+        engine.start(Once(), id="o-1", session=django)
+        assert engine.writes == 0
+    assert engine.writes == 1
+    with contextlib.suppress(ZeroDivisionError), transaction.atomic(using=django.alias):
+        engine.start(Once(), id="gone", session=django)
+        raise ZeroDivisionError
+    assert engine.writes == 1
+
+
+def test_a_commit_of_a_bare_connection_is_counted_when_it_is_rung(engine: DurableWorkflowEngine, bare: Any) -> None:
+    handle = engine.start(Once(), id="o-1", session=bare)
+    bare.commit()
+    assert engine.writes == 0  # nobody told
+    handle.ring()
+    assert engine.writes == 1
+
+
 def test_djangos_connection_is_none_for_the_engine_that_is_awaited(django: Any) -> None:
     with transaction.atomic(using=django.alias), pytest.raises(ForeignSession, match=r"it blocks.*aegis\.sync"):
         blocking_side(django)

@@ -58,6 +58,11 @@ class Site:
             if "walreceiver" in " ".join(child.cmdline())
         ]
 
+    def replayer(self, standby: str) -> psutil.Process:
+        """The process of a standby that replays what it receives."""
+        children = self.postmaster(standby).children()
+        return next(child for child in children if ": startup " in " ".join(child.cmdline()))
+
     def await_another_leader(self, before: str) -> None:
         eventually("another node leads", lambda: self.leader() not in {"", before}, within=60)
 
