@@ -20,7 +20,8 @@ def health_command(out: Output) -> int:
     """Say how everything is, without waiting for what does not answer: AEGIS_HEALTH_TIMEOUT, 0.7 s by default.
 
     Exit status: 0 healthy, also with warnings, which are for a person to decide; 1 degraded (work is accepted,
-    but something needs a look); 2 down.
+    but something needs a look); 2 down. That is of the whole deployment: an alert, and no reason to restart a
+    process, which may hold what it has done until the database is back.
     """
     checks = health(settings())
     state = worst(checks)
