@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..core.effect import Happened
-from ..core.errors import DidNotHappen
+from ..core.errors import DidNotHappen, WorkflowNotFound
 from ..persistence import effects, history
 from ..persistence.records import Effect
 from .connect import database, engine
@@ -48,22 +48,41 @@ def effects_command(out: Output, workflow_id: str | None, limit: int, *, in_doub
 @click.option("--done", metavar="JSON", help="It happened, and this came of it: JSON, @FILE, or - for standard input.")
 @click.option("--redo", is_flag=True, help="It did not happen: the next attempt does it.")
 @click.option("--reason", required=True, help="How that is known; kept in the history.")
+@click.option("--seq", type=click.IntRange(1), help="The number in its key, if not that of the state it is in.")
 @click.option("--retry", is_flag=True, help="Let the workflow go on at once.")
 @json_option
 def effect_command(
-    out: Output, workflow_id: str, name: str, done: str | None, reason: str, *, redo: bool, retry: bool
+    out: Output,
+    workflow_id: str,
+    name: str,
+    done: str | None,
+    reason: str,
+    seq: int | None,
+    *,
+    redo: bool,
+    retry: bool,
 ) -> None:
-    """Say how the effect NAME of workflow ID went, which nobody here knows of."""
+    """Say how the effect NAME of workflow ID went, which nobody here knows of.
+
+    Of a workflow that a recovery paused it may be one that the database has never heard of.
+    """
     if (done is None) is not redo:
         raise click.UsageError("say either --done JSON, with what came of it, or --redo")
     answer: Happened[Any] | DidNotHappen = DidNotHappen() if done is None else Happened(json_of("the result", done))
     used = engine()
-    used.resolve_effect(workflow_id, name, answer, reason=reason, retry=retry)
-    row = used.describe(workflow_id)
+    used.resolve_effect(workflow_id, name, answer, reason=reason, seq=seq, retry=retry)
+    try:
+        row = used.describe(workflow_id)
+    except WorkflowNotFound:  # a recovery has left nothing of it but this
+        row = None
     told = "is done" if done is not None else "is to be done again"
-    line = f"the effect {name} of {workflow_id} {told}; the workflow is {row.status} in state {row.state}"
+    where = "the workflow is not there" if row is None else f"the workflow is {row.status} in state {row.state}"
+    facts = {"status": None, "seq": None} if row is None else {"status": row.status, "seq": row.seq}
     status = "not done" if done is None else "done"
-    out.say({"id": workflow_id, "effect": name, "effect_status": status, "status": row.status, "seq": row.seq}, line)
+    out.say(
+        {"id": workflow_id, "effect": name, "effect_status": status, **facts},
+        f"the effect {name} of {workflow_id} {told}; {where}",
+    )
 
 
 def _line(effect: Effect) -> tuple[object, ...]:

@@ -250,7 +250,7 @@ class EffectNotFound(AegisError):
         known = ", ".join(sorted(self.known)) or "none"
         return (
             f"workflow {self.workflow_id!r} has no effect {self.name!r} in the transition it is at (there: {known}); "
-            f"`aegis effects {self.workflow_id}` shows all"
+            f"`aegis effects {self.workflow_id}` shows all, and --seq names one of another transition"
         )
 
 

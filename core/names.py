@@ -16,6 +16,8 @@ _RULE: Final = f"use 1 to {MAX_ID} letters, digits and any of . _ : @ / + = ~ -,
 SYSTEM: Final = "aegis:system"
 """The workflow whose chain tells of what was removed on purpose."""
 SYSTEM_TYPE: Final = "aegis.System"
+RECOVERY: Final = "system:recovery"
+"""Who acts when a database is put back to an earlier point."""
 _RESERVED: Final = "aegis:"
 
 

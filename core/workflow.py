@@ -103,7 +103,8 @@ class Context(Protocol):
         Once it is recorded, no attempt at this transition does it again: it is given the record. Where a worker died
         before it could be recorded, ``check(key)`` is asked what happened: it returns ``Happened(result)`` or
         ``DidNotHappen``. Without ``check``, it is done again under the same key (see ``effect_key``), unless
-        ``repeat=False``: then the workflow is stopped, for a person to find out.
+        ``repeat=False``: then the workflow is stopped, for a person to find out. So it is where the database was put
+        back to an earlier point, and does not know any more whether it was begun.
 
         Raises:
             InvalidHandlerResult: the name was used before, the result is no JSON, or the transition is transactional.

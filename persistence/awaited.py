@@ -262,11 +262,14 @@ class DurableWorkflowEngine(Spawning):
         answer: Happened[Any] | DidNotHappen,
         *,
         reason: str,
+        seq: int | None = None,
         retry: bool = False,
     ) -> bool:
         """Say how an effect went that nobody here knows of: ``Happened(result)``, or ``DidNotHappen()``: do it again.
 
-        Who said so, and why, is recorded. With ``retry``, the workflow that was stopped for it goes on at once.
+        Who said so, and why, is recorded. ``seq`` is the one in its key, where that is not the transition that the
+        workflow is at. Of a workflow that a recovery paused, it may be an effect that the database does not know.
+        With ``retry``, the workflow that was stopped for it goes on at once.
 
         Raises:
             InvalidName, InvalidData, NotCanonical: a name, a reason or a result that cannot be; nothing was written.
@@ -274,7 +277,9 @@ class DurableWorkflowEngine(Spawning):
             WrongStatus: a handler runs at this moment, the effect is done, or there is nothing to retry.
 
         """
-        return await self._spawn(lambda engine: engine.resolve_effect(id, name, answer, reason=reason, retry=retry))
+        return await self._spawn(
+            lambda engine: engine.resolve_effect(id, name, answer, reason=reason, seq=seq, retry=retry)
+        )
 
     async def erase(self, id: str, *, reason: str) -> bool:  # noqa: A002
         """Erase the data of a workflow that has ended; its history stays, and verifies as before.

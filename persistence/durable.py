@@ -327,11 +327,14 @@ class DurableWorkflowEngine:
         answer: Happened[Any] | DidNotHappen,
         *,
         reason: str,
+        seq: int | None = None,
         retry: bool = False,
     ) -> bool:
         """Say how an effect went that nobody here knows of: ``Happened(result)``, or ``DidNotHappen()``: do it again.
 
-        Who said so, and why, is recorded. With ``retry``, the workflow that was stopped for it goes on at once.
+        Who said so, and why, is recorded. ``seq`` is the one in its key, where that is not the transition that the
+        workflow is at. Of a workflow that a recovery paused, it may be an effect that the database does not know.
+        With ``retry``, the workflow that was stopped for it goes on at once.
 
         Raises:
             InvalidName, InvalidData, NotCanonical: a name, a reason or a result that cannot be; nothing was written.
@@ -340,7 +343,9 @@ class DurableWorkflowEngine:
 
         """
         return self._rung(
-            self._write(lambda session: resolution.resolve(session, id, name, answer, reason, self._terms, retry=retry))
+            self._write(
+                lambda session: resolution.resolve(session, id, name, answer, reason, self._terms, seq=seq, retry=retry)
+            )
         )
 
     def erase(self, id: str, *, reason: str) -> bool:  # noqa: A002

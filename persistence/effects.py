@@ -31,6 +31,7 @@ from ..core.effect import Status
 from . import sql
 from .models import EffectRow, WorkflowRow
 from .records import Effect, Position
+from .recovered import key_seq, key_seq_of_row
 
 _E: Final = EffectRow.__table__.c
 _W: Final = WorkflowRow.__table__.c
@@ -43,7 +44,7 @@ def begin(connection: Connection, position: Position, name: str, transition: str
     """Write down that an effect is about to happen; False: it is written down already, or the claim was lost."""
     columns = {
         "workflow_id": _W.id,
-        "seq": literal(seq_of(position)),
+        "seq": key_seq(position),
         "name": literal(name),
         "transition": literal(transition),
         "status": literal(Status.BEGUN.value),
@@ -62,7 +63,7 @@ def find(connection: Connection, position: Position, name: str) -> Effect | None
     """Return what is written down of an effect of this transition; None: nothing, or the claim was lost."""
     held = select(_W.id).where(*_held(position)).exists()
     row = connection.execute(select(*_E).where(*_named(position, name), held)).one_or_none()
-    return None if row is None else _read(row)
+    return None if row is None else read(row)
 
 
 def take_over(connection: Connection, position: Position, name: str, transition: str, actor: str) -> bool:
@@ -122,14 +123,18 @@ def _end(connection: Connection, position: Position, name: str, status: Status, 
 # --- for whoever moves the workflow on ---------------------------------------------------------
 
 
-def told(connection: Connection, workflow_id: str, entered_seq: int) -> list[dict[str, Json]]:
-    """Return what the next transition has to say of the effects since a state was entered, in their order.
+def told(connection: Connection, position: Position) -> list[dict[str, Json]]:
+    """Return what the next transition has to say of the effects since its state was entered, in their order.
 
     Of one whose outcome nobody knows, the result is null; a person who said how one went is named.
     """
     rows = connection.execute(
         select(*_E)
-        .where(_E.workflow_id == workflow_id, _E.seq == entered_seq + 1, _E.status != Status.NOT_DONE.value)
+        .where(
+            _E.workflow_id == position.workflow_id,
+            _E.seq == key_seq(position),
+            _E.status != Status.NOT_DONE.value,
+        )
         .order_by(_E.begun_at, _E.name)
     )
     return [_told(row) for row in rows]
@@ -142,11 +147,14 @@ def _told(row: Any) -> dict[str, Json]:
 
 
 def open_effects(connection: Connection, workflow_id: str) -> list[str]:
-    """Return the names of the effects that no transition tells of yet: those of the state that the workflow is in."""
+    """Return the names of the effects that no transition tells of yet.
+
+    Those of the state that the workflow is in; and after a recovery, those of states that it was in before.
+    """
     names = (
         select(_E.name)
         .join_from(EffectRow, WorkflowRow, _W.id == _E.workflow_id)
-        .where(_E.workflow_id == workflow_id, _E.seq == _W.entered_seq + 1)
+        .where(_E.workflow_id == workflow_id, _E.seq >= key_seq_of_row())
         .order_by(_E.name)
     )
     return list(connection.execute(names).scalars())
@@ -164,7 +172,7 @@ def listed(
         query = query.where(_E.workflow_id == workflow_id)
     if in_doubt:
         query = query.where(_E.status == Status.IN_DOUBT.value)
-    return [_read(row) for row in connection.execute(query.limit(limit))]
+    return [read(row) for row in connection.execute(query.limit(limit))]
 
 
 def delete_of(ids: Sequence[str]) -> Delete:
@@ -177,7 +185,7 @@ def delete_old(ids: Sequence[str], keep: int, until: Any, most: int) -> Delete:
     old: Select[Any] = (
         select(_E.workflow_id, _E.seq, _E.name)
         .join_from(EffectRow, WorkflowRow, _W.id == _E.workflow_id)
-        .where(_E.workflow_id.in_(ids), _E.seq <= _W.seq - keep, _E.seq <= _W.entered_seq, _E.begun_at < until)
+        .where(_E.workflow_id.in_(ids), _E.seq <= _W.seq - keep, _E.seq < key_seq_of_row(), _E.begun_at < until)
         .limit(most)
     )
     return delete(EffectRow).where(tuple_(_E.workflow_id, _E.seq, _E.name).in_(old))
@@ -186,13 +194,8 @@ def delete_old(ids: Sequence[str], keep: int, until: Any, most: int) -> Delete:
 # --- rows and records -------------------------------------------------------------------------------
 
 
-def seq_of(position: Position) -> int:
-    """Return the seq that a handler's effects go by: that of its key, the same at every attempt."""
-    return position.entered_seq + 1
-
-
 def _named(position: Position, name: str) -> tuple[ColumnElement[bool], ...]:
-    return (_E.workflow_id == position.workflow_id, _E.seq == seq_of(position), _E.name == name)
+    return (_E.workflow_id == position.workflow_id, _E.seq == key_seq(position), _E.name == name)
 
 
 def _held(position: Position) -> tuple[ColumnElement[bool], ...]:
@@ -208,7 +211,8 @@ def _wrote(connection: Connection, statement: Any) -> bool:
     return result.rowcount == 1
 
 
-def _read(row: Any) -> Effect:
+def read(row: Any) -> Effect:
+    """Return the record of a row."""
     members = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
     body = members.pop("result")
     return Effect(result=None if body is None else load(bytes(body)), **members)

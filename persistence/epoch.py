@@ -13,12 +13,11 @@ from ..core.canonical import Json
 from . import sql
 from .models import DeploymentRow, WorkerRow, WorkflowRow
 from .operations import Terms
+from .recovered import LEAST_STEP
 from .system import append, hold
 
 # One backup can be gone back to twice, and both times the same row is what is counted on from. A step of a fixed length
 # would give both lives the same numbers, and a worker of the first could commit in the second. So each step is drawn.
-# The least step is more claims than one workflow ever sees: none of before can be equal to one of after.
-_LEAST_STEP: Final = 2**32
 _DRAWN_STEPS: Final = 2**48
 _DRAWN_EPOCHS: Final = 2**31
 # What is counted on from is cut off here, so that no number of recoveries leaves the range: bigint's for claims, and
@@ -43,7 +42,7 @@ def begin(session: Session, payload: Mapping[str, Json], terms: Terms) -> int:
     session.execute(
         update(WorkflowRow)
         .values(
-            claim=WorkflowRow.claim % _MOST_CLAIMS + _LEAST_STEP + secrets.randbelow(_DRAWN_STEPS),
+            claim=WorkflowRow.claim % _MOST_CLAIMS + LEAST_STEP + secrets.randbelow(_DRAWN_STEPS),
             owner=null(),
             owner_pid=null(),
             owner_thread=null(),

@@ -66,8 +66,12 @@ def awake(now: datetime, terms: Terms) -> dict[str, Any]:
     return {"status": "pending", "ready_at": now, "due_at": now + terms.grace, "rings": 1}
 
 
-def pause(session: Session, workflow_id: str, reason: str, terms: Terms) -> None:
+def pause(
+    session: Session, workflow_id: str, reason: str, terms: Terms, *, said: Mapping[str, Json] = _NOTHING_MORE
+) -> None:
     """Let nothing more begin; a handler that runs now may finish, and its transition is kept.
+
+    ``said`` goes into the history beside the reason; not of a pause that comes after a handler.
 
     Raises:
         WorkflowNotFound, WrongStatus: nothing was written.
@@ -82,7 +86,7 @@ def pause(session: Session, workflow_id: str, reason: str, terms: Terms) -> None
         asked = {"actor": terms.actor, "reason": reason}
         session.execute(update(WorkflowRow).where(WorkflowRow.id == workflow_id).values(pausing=asked, updated_at=now))
         return
-    _intervene(session, position, "paused", "paused", reason, now, terms)
+    _intervene(session, position, "paused", "paused", reason, now, terms, said=said)
 
 
 def resume(session: Session, workflow_id: str, reason: str, terms: Terms) -> Bell | None:
@@ -154,7 +158,7 @@ def cancel(session: Session, workflow_id: str, reason: str, terms: Terms) -> Non
         return
     _need(position, status, "cancelling", (*_OPEN, "paused", "failed", "quarantined"))
     # By a handler that is never recorded now: what it did outside stays done.
-    done = effects.told(session.connection(), workflow_id, position.entered_seq)
+    done = effects.told(session.connection(), position)
     said: dict[str, Json] = {"effects": list(done)} if done else {}
     _intervene(session, position, "cancelled", "cancelled", reason, now, terms, said=said)
 

@@ -461,7 +461,7 @@ class Attempt:
     def _told(self) -> list[dict[str, Json]]:
         def ask() -> list[dict[str, Json]]:
             with self.bench.database.statement() as connection:
-                return effects.told(connection, self.position.workflow_id, self.position.entered_seq)
+                return effects.told(connection, self.position)
 
         return self.bench.patiently(ask)
 

@@ -73,8 +73,7 @@ class HandlerContext(Context):
     @property
     @override
     def key(self) -> str:
-        # Counted from where the state was entered: a pause or a retry in between takes a seq, not the key.
-        return f"{self._position.workflow_id}:{self._position.entered_seq + 1}"
+        return f"{self._position.workflow_id}:{self.effects.key_seq}"
 
     @property
     @override

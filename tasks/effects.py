@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 from ..config.logging import get_logger
@@ -20,7 +21,7 @@ from ..core.errors import (
     NotCanonical,
 )
 from ..core.names import check_name
-from ..persistence import effects
+from ..persistence import effects, recovered
 from ..persistence.database import Connection
 from ..persistence.records import Effect, Position
 from .bench import Bench
@@ -48,6 +49,21 @@ class Effects:
         if self.in_doubt is not None:
             raise self.in_doubt
 
+    @cached_property
+    def key_seq(self) -> int:
+        """The seq that the keys of this handler go by: the same at every attempt.
+
+        Counted from where the state was entered: a pause or a retry in between takes a seq, not the key.
+        """
+        if not recovered.was_there(self._position):
+            return self._position.entered_seq + 1
+
+        def ask() -> int:
+            with self._bench.database.statement() as connection:
+                return recovered.seq_of(connection, self._position)
+
+        return self._bench.patiently(ask)
+
     def key(self, name: str) -> str:
         """Return the idempotency key of an effect.
 
@@ -56,9 +72,7 @@ class Effects:
 
         """
         try:
-            return (
-                f"{self._position.workflow_id}:{effects.seq_of(self._position)}:{check_name('name of an effect', name)}"
-            )
+            return f"{self._position.workflow_id}:{self.key_seq}:{check_name('name of an effect', name)}"
         except InvalidName as error:
             raise InvalidHandlerResult(self._name, str(error)) from None
 
@@ -75,12 +89,14 @@ class Effects:
         if name in self.used:
             raise InvalidHandlerResult(self._name, f"it has a second effect {name!r}; give each a name of its own")
         self.used.add(name)
-        if self._write(lambda c: effects.begin(c, self._position, name, self._transition, key, self._bench.actor)):
+        taken_back = self._may_be_done(can_ask=check is not None, repeat=repeat)
+        begun = self._write(lambda c: effects.begin(c, self._position, name, self._transition, key, self._bench.actor))
+        if begun and not taken_back:
             return self._run(name, run)
         found = self._find(name)
         step = effect.next_step(
             Status(found.status),
-            ours=found.claim == self._position.claim,
+            ours=found.claim == self._position.claim and not taken_back,
             can_ask=check is not None,
             repeat=repeat,
         )
@@ -98,6 +114,24 @@ class Effects:
                 return self._run(name, run)
 
     # --- one effect -----------------------------------------------------------------------
+
+    def _may_be_done(self, *, can_ask: bool, repeat: bool) -> bool:
+        """Whether an attempt that a recovery took back may have done what is begun now for the first time.
+
+        Whoever can be asked is asked as long as the workflow lives: what was lost, nobody may know of. For a person,
+        who would have to find out, it is only what is known to have gone on.
+        """
+        if not can_ask and repeat:
+            return False  # it is done again in any case: the provider takes the same key twice for once
+        return (can_ask and recovered.was_there(self._position)) or self.key_seq <= self._gone_through
+
+    @cached_property
+    def _gone_through(self) -> int:
+        def ask() -> int:
+            with self._bench.database.statement() as connection:
+                return recovered.gone_through(connection, self._position)
+
+        return self._bench.patiently(ask)
 
     def _run(self, name: str, run: Callable[[], object]) -> Json:
         try:
