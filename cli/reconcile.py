@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..config.settings import settings
-from ..recovery.reconcile import Lost, Reconciliation, accept, look
+from ..recovery.reconcile import Effect, Lost, Reconciliation, accept, look
 from .connect import database
 from .output import EXIT_NO, EXIT_OK, Output, json_option
 
@@ -25,9 +25,9 @@ _SHOWN: Final = 20
 def reconcile_command(out: Output, *, accepting: bool, resume: bool, reason: str) -> int:
     """Say what the outside world has seen and the database no longer knows, after a restore or a fail-over.
 
-    That is what was anchored and is gone, effects of which nobody knows how they went, and workflows that had
-    gone on and are paused. Events that came after the point are not known here: senders may send again what
-    they are not sure of, under the same key.
+    That is what was anchored and is gone, effects of which nobody knows how they went, those that the live database
+    had and this one has not among them, and workflows that had gone on and are paused. Events that came after the
+    point are not known here: senders may send again what they are not sure of, under the same key.
 
     Exit status: 0 nothing is open, 1 something is.
     """
@@ -41,6 +41,7 @@ def reconcile_command(out: Output, *, accepting: bool, resume: bool, reason: str
             "transitions": found.transitions,
             "lost": found.lost,
             "effects": found.effects,
+            "effects_unknown": found.unknown,
             "paused": found.paused,
             "record": found.record,
             "resumed": found.resumed,
@@ -66,9 +67,10 @@ def _lines(found: Reconciliation) -> Iterator[str]:
         yield f"accepted: record {found.record} of aegis:system says so; `aegis verify` tells it, and alarms no more"
     elif found.lost:
         yield "-> `aegis reconcile --accept --reason ...`, once it is known what that meant outside"
-    if found.effects:
-        yield f"{len(found.effects):,} effects of which nobody knows how they went (`aegis effects`):"
-        yield from _some([f"{one.workflow_id} {one.seq} {one.name}: {one.status}, {one.key}" for one in found.effects])
+    if found.unknown:
+        yield f"{found.unknown:,} effects of which nobody here knows how they went; ask their providers, by the keys:"
+        yield from _some([_said(one) for one in found.effects], of=found.unknown)
+        yield "-> `aegis effect ID NAME --done JSON` or `--redo`; or let the workflow run, and its `check` ask"
     if found.resumed:
         yield f"{found.resumed:,} workflows run again, with the same idempotency keys as before"
     if found.paused:
@@ -83,8 +85,13 @@ def _line(one: Lost) -> str:
     return f"{one.workflow_id}: transition {first}" if first == last else f"{one.workflow_id}: {first} to {last}"
 
 
-def _some(lines: Sequence[str]) -> Iterator[str]:
-    listed = list(lines)
-    yield from (f"  {line}" for line in listed[:_SHOWN])
-    if len(listed) > _SHOWN:
-        yield f"  ... and {len(listed) - _SHOWN:,} more"
+def _said(one: Effect) -> str:
+    line = f"{one.workflow_id} {one.seq} {one.name}: {one.status}, key {one.key}"
+    return line if one.told is None else f"{line} ({one.told})"
+
+
+def _some(lines: Sequence[str], of: int | None = None) -> Iterator[str]:
+    yield from (f"  {line}" for line in lines[:_SHOWN])
+    every = len(lines) if of is None else of
+    if every > _SHOWN:
+        yield f"  ... and {every - _SHOWN:,} more"

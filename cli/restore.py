@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ from ..recovery.restore.place import in_place
 from ..recovery.restore.restore import Restored, restore
 from .output import Output, json_option, moment
 
-_SHOWN_EVENTS: Final = 10
+_SHOWN: Final = 10
 
 
 @click.command("restore")
@@ -70,20 +70,27 @@ def _render(console: Console, done: Restored) -> None:
 def _lines(lack: Difference, done: Restored) -> Iterator[str]:
     live = "the live database" if done.kept is None else "the database of before"
     source = live if lack.source == "live" else f"the anchors at {lack.source}"
-    if not lack.transitions:
+    if not (lack.transitions or lack.events or lack.effects):
         yield f"nothing that {source} has is missing in it"
         return
     verb = "would be lost" if done.into is None else "are lost"
-    yield (
-        f"of what {source} has, {lack.transitions:,} transitions of {lack.workflows:,} workflows {verb}, "
-        f"{lack.gone:,} of these altogether:"
-    )
-    yield from (f"  {example}" for example in lack.examples)
-    if lack.workflows > len(lack.examples):
-        yield f"  ... and {lack.workflows - len(lack.examples):,} more workflows"
+    if lack.transitions:
+        yield (
+            f"of what {source} has, {lack.transitions:,} transitions of {lack.workflows:,} workflows {verb}, "
+            f"{lack.gone:,} of these altogether:"
+        )
+        yield from _some(lack.examples, lack.workflows, "workflows")
+    if lack.effects:
+        yield f"{len(lack.effects):,} effects came after that, or were on their way; their providers know, by the keys:"
+        told = [f"{one.workflow_id} {one.seq} {one.name}: {one.status}, key {one.key}" for one in lack.effects[:_SHOWN]]
+        yield from _some(told, len(lack.effects), "effects")
     if lack.events:
         yield f"{lack.events:,} events came after that; their senders can send them again:"
-        for event in lack.sent[:_SHOWN_EVENTS]:
-            yield f"  {event.name} to {event.workflow_id}, key {event.key}, of {event.sender}"
-        if lack.events > _SHOWN_EVENTS:
-            yield f"  ... and {lack.events - _SHOWN_EVENTS:,} more; --json lists {len(lack.sent):,}"
+        sent = [f"{one.name} to {one.workflow_id}, key {one.key}, of {one.sender}" for one in lack.sent[:_SHOWN]]
+        yield from _some(sent, lack.events, f"events; --json lists {len(lack.sent):,}")
+
+
+def _some(lines: Sequence[str], of: int, what: str) -> Iterator[str]:
+    yield from (f"  {line}" for line in lines)
+    if of > len(lines):
+        yield f"  ... and {of - len(lines):,} more {what}"

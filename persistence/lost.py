@@ -7,21 +7,27 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, and_, func, select, tuple_, union_all
+from sqlalchemy import Connection, and_, case, func, null, select, tuple_, union_all
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from ..core.anchor import Entry
+from ..core.effect import Status
 from ..core.errors import LogBroken
 from ..core.loss import loss_digest
-from . import log
+from . import log, sql
 from .absent import LOSS
+from .effects import read
 from .models import EffectRow, EventRow, TransitionRow, WorkflowRow
 from .operations import Terms, check_reason
+from .records import Effect
 from .system import append, hold
 
+_E: Final = EffectRow.__table__.c
 _T: Final = TransitionRow.__table__.c
 _BATCH: Final = 500
 _OVERTAKEN: Final = 1000
+_LONGEST_RESULT: Final = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,31 @@ class Sent:
     key: str
     sender: str
     received_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outside:
+    """Something that was done outside, or may have been: as the database of before has it."""
+
+    workflow_id: str
+    seq: int
+    """The one in its key."""
+    name: str
+    status: str
+    """``begun``, ``done`` or ``in doubt`` there."""
+    key: str
+    transition: str | None
+    attempt: int
+    actor: str
+    begun_at: datetime
+    result: str | None = None
+    """What came of it, as JSON, where it is done and that is short."""
+
+    @property
+    def told(self) -> str:
+        """What there is to say of it to whoever has to find out."""
+        told = f"{self.status} in the database of before"
+        return told if self.result is None else f"{told}, with {self.result}"
 
 
 def positions(connection: Connection) -> Iterator[tuple[str, int]]:
@@ -84,6 +115,66 @@ def newest_events(connection: Connection) -> set[int]:
     return set(connection.scalars(select(EventRow.id).order_by(EventRow.id.desc()).limit(_OVERTAKEN)))
 
 
+# --- effects --------------------------------------------------------------------------------------
+
+
+def effects(connection: Connection) -> Iterator[Outside]:
+    """Go through all effects by their workflows, byte by byte, their seqs and their names."""
+    short = case((sql.bytes_in(_E.result) <= _LONGEST_RESULT, _E.result))
+    query = select(
+        *(_E.workflow_id, _E.seq, _E.name, _E.status, _E.key, _E.transition, _E.attempt, _E.actor, _E.begun_at),
+        short.label("result"),
+    ).order_by(_E.workflow_id.collate("C"), _E.seq, _E.name.collate("C"))
+    for row in connection.execute(query.execution_options(stream_results=True, max_row_buffer=5000)):
+        members = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+        body = members.pop("result")
+        yield Outside(result=None if body is None else bytes(body).decode(), **members)
+
+
+def there(connection: Connection, workflow_ids: Sequence[str]) -> set[str]:
+    """Return those of the workflows that there are."""
+    found: set[str] = set()
+    for first in range(0, len(workflow_ids), _BATCH):
+        some = workflow_ids[first : first + _BATCH]
+        found |= set(connection.execute(select(WorkflowRow.id).where(WorkflowRow.id.in_(some))).scalars())
+    return found
+
+
+def take_over(session: Session, found: Sequence[Outside]) -> None:
+    """Write down what was done outside, or may have been, after the point that the database was put back to.
+
+    As begun, by nobody who is still there: whoever comes to it asks the provider, does it again with the same key,
+    or leaves it to a person, as after any attempt that was broken off.
+    """
+    for first in range(0, len(found), _BATCH):
+        rows = [
+            {
+                "workflow_id": one.workflow_id,
+                "seq": one.seq,
+                "name": one.name,
+                "transition": one.transition,
+                "status": Status.IN_DOUBT.value if one.status == Status.IN_DOUBT.value else Status.BEGUN.value,
+                "key": one.key,
+                "claim": 0,
+                "attempt": one.attempt,
+                "actor": one.actor,
+                "error": {"type": "aegis.Recovered", "message": one.told},
+                "begun_at": one.begun_at,
+            }
+            for one in found[first : first + _BATCH]
+        ]
+        add = upsert(EffectRow)
+        # What is in doubt stays so: a person has to say.
+        status = case((_E.status == Status.IN_DOUBT.value, _E.status), else_=add.excluded.status)
+        changes = {"status": status, "claim": 0, "error": add.excluded.error, "ended_at": null()}
+        session.execute(
+            add.on_conflict_do_update(
+                index_elements=["workflow_id", "seq", "name"], set_=changes, where=_E.status != Status.DONE.value
+            ),
+            rows,
+        )
+
+
 # --- accepting --------------------------------------------------------------------------------
 
 
@@ -131,11 +222,20 @@ def stopped(connection: Connection, actor: str) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
-def open_effects(connection: Connection, most: int) -> list[tuple[str, int, str, str, str]]:
-    """Return effects of which nobody knows how they went: workflow, seq, name, key, status."""
-    columns = (EffectRow.workflow_id, EffectRow.seq, EffectRow.name, EffectRow.key, EffectRow.status)
-    query = select(*columns).where(EffectRow.status != "done").order_by(EffectRow.begun_at).limit(most)
-    return [(row[0], row[1], row[2], row[3], row[4]) for row in connection.execute(query)]
+def open_effects(connection: Connection, most: int) -> tuple[int, list[Effect]]:
+    """Return how many effects there are of which nobody knows how they went, and the first of them.
+
+    Not what a handler is doing at this moment: that one will say.
+    """
+    doing = (
+        select(WorkflowRow.id)
+        .where(WorkflowRow.id == _E.workflow_id, WorkflowRow.owner.is_not(None), WorkflowRow.claim == _E.claim)
+        .exists()
+    )
+    unknown = (_E.status.in_([Status.BEGUN.value, Status.IN_DOUBT.value]), ~doing)
+    total = connection.execute(select(func.count()).select_from(EffectRow).where(*unknown)).scalar_one()
+    order = (_E.begun_at, _E.workflow_id, _E.seq, _E.name)
+    return total, [read(row) for row in connection.execute(select(*_E).where(*unknown).order_by(*order).limit(most))]
 
 
 def transaction_of(connection: Connection, workflow_id: str, seq: int) -> tuple[int, datetime] | None:

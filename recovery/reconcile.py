@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ..config.settings import Settings
 from ..core.anchor import Entry
 from ..core.errors import RestoreFailed
+from ..core.names import RECOVERY
 from ..persistence import log as logs
-from ..persistence import lost, operations, watch
+from ..persistence import lost, operations, records, watch
 from ..persistence.database import Database
 from ..tasks.scrub import sources
 from .restore.difference import beyond
-from .restore.epoch import ACTOR, terms
+from .restore.epoch import terms
 
 _MOST_EFFECTS: Final = 1000
 
@@ -37,6 +38,8 @@ class Effect:
     name: str
     key: str
     status: str
+    told: str | None
+    """What the database of before had of it, or what went wrong with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,9 @@ class Reconciliation:
     epoch: int
     lost: Sequence[Lost]
     effects: Sequence[Effect]
+    """The first of those of which nobody knows how they went."""
+    unknown: int
+    """How many of these there are."""
     paused: Sequence[str]
     """Workflows that had gone on after the point that was gone back to; they wait for a person."""
     record: int | None = None
@@ -59,7 +65,7 @@ class Reconciliation:
     @property
     def is_done(self) -> bool:
         """Whether nothing is open."""
-        return not self.paused and (not self.lost or self.record is not None)
+        return not self.paused and not self.unknown and (not self.lost or self.record is not None)
 
 
 def look(settings: Settings, database: Database) -> Reconciliation:
@@ -75,17 +81,16 @@ def look(settings: Settings, database: Database) -> Reconciliation:
         by_id: dict[str, list[int]] = {}
         for _, entry in entries:
             by_id.setdefault(entry.workflow_id, []).append(entry.seq)
+        unknown, effects = lost.open_effects(connection, _MOST_EFFECTS)
         return Reconciliation(
             epoch=watch.current_epoch(connection),
             lost=[
                 Lost(workflow_id=workflow_id, seqs=tuple(sorted(seqs)), whole=workflow_id not in there)
                 for workflow_id, seqs in sorted(by_id.items())
             ],
-            effects=[
-                Effect(workflow_id=workflow_id, seq=seq, name=name, key=key, status=status)
-                for workflow_id, seq, name, key, status in lost.open_effects(connection, _MOST_EFFECTS)
-            ],
-            paused=lost.stopped(connection, ACTOR),
+            effects=[_effect(one) for one in effects],
+            unknown=unknown,
+            paused=lost.stopped(connection, RECOVERY),
         )
 
 
@@ -114,8 +119,18 @@ def accept(settings: Settings, database: Database, reason: str, *, resume: bool)
             operations.resume(session, workflow_id, reason, used)
         resumed += 1
     paused = [] if resume else found.paused
-    return Reconciliation(
-        epoch=found.epoch, lost=found.lost, effects=found.effects, paused=paused, record=record, resumed=resumed
+    return replace(found, paused=paused, record=record, resumed=resumed)
+
+
+def _effect(one: records.Effect) -> Effect:
+    lines = [] if one.error is None else str(one.error.get("message", "")).splitlines()
+    return Effect(
+        workflow_id=one.workflow_id,
+        seq=one.seq,
+        name=one.name,
+        key=one.key,
+        status=one.status,
+        told=lines[0] if lines else None,
     )
 
 

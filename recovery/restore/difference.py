@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ...core.anchor import Entry, Replay, log_name
+from ...core.effect import Status
 from ...persistence import log as logs
 from ...persistence import lost
 from ...persistence.auditor import Sources
 from ...persistence.database import Database
-from ...persistence.lost import Sent
+from ...persistence.lost import Outside, Sent
 from ...persistence.schema import deployment_name
 
 _SHOWN: Final = 10
@@ -35,6 +36,10 @@ class Difference:
     """The workflows that are there and were further: what they did since, the outside world has seen."""
     absent: tuple[str, ...] = ()
     """The first of the workflows that are not there at all."""
+    through: Mapping[str, int] = field(default_factory=dict)
+    """Of each of these the seq, as effects count, up to which something may have been done outside."""
+    effects: tuple[Outside, ...] = ()
+    """What was done outside after the point, or may have been; also of workflows that are not there at all."""
     events: int = 0
     sent: tuple[Sent, ...] = ()
     """The events that came after the point; their senders can send them again."""
@@ -45,7 +50,37 @@ def with_live(copy: Database, live: Database) -> Difference:
     with copy.snapshot() as ours, live.snapshot() as theirs:
         events, sent = lost.events_after(theirs, lost.newest_events(ours), _MOST_EVENTS)
         found = _tell("live", _behind(lost.positions(ours), lost.furthest(theirs)))
-    return Difference(**{**vars(found), "events": events, "sent": tuple(sent)})
+        done = tuple(_done_since(lost.effects(ours), lost.effects(theirs)))
+        there = lost.there(ours, sorted({one.workflow_id for one in done}))
+    through = dict(found.through)
+    for one in done:
+        # A handler that was at work when everything ended has left no transition, only what it did.
+        if one.workflow_id in there:
+            through[one.workflow_id] = max(one.seq, through.get(one.workflow_id, -1))
+    return replace(found, events=events, sent=tuple(sent), effects=done, behind=tuple(through), through=through)
+
+
+def _done_since(ours: Iterator[Outside], theirs: Iterator[Outside]) -> Iterator[Outside]:
+    """Merge two lists by their places; yield what the second knows to have been done, or begun, and the first not."""
+    mine = next(ours, None)
+    for one in theirs:
+        while mine is not None and _place(mine) < _place(one):
+            mine = next(ours, None)
+        here = mine.status if mine is not None and _place(mine) == _place(one) else Status.NOT_DONE.value
+        if one.status in _SINCE.get(here, ()):
+            yield one
+
+
+def _place(one: Outside) -> tuple[bytes, int, bytes]:
+    return one.workflow_id.encode(), one.seq, one.name.encode()
+
+
+# What is news of an effect, by what is known of it here.
+_SINCE: Final = {
+    Status.NOT_DONE.value: (Status.BEGUN.value, Status.DONE.value, Status.IN_DOUBT.value),
+    Status.BEGUN.value: (Status.DONE.value, Status.IN_DOUBT.value),
+    Status.IN_DOUBT.value: (Status.DONE.value,),
+}
 
 
 def _behind(ours: Iterator[tuple[str, int]], theirs: Iterator[tuple[str, int]]) -> Iterator[tuple[str, int, int]]:
@@ -61,7 +96,8 @@ def _behind(ours: Iterator[tuple[str, int]], theirs: Iterator[tuple[str, int]]) 
 
 def with_anchors(copy: Database, known: Sources) -> list[Difference]:
     """Compare a copy with what was anchored, at each place."""
-    return [_tell(name, _spans(entries)) for name, entries in beyond(copy, known)]
+    # The handler that came after what was anchored may have been at work.
+    return [_tell(name, _spans(entries), beside=1) for name, entries in beyond(copy, known)]
 
 
 def beyond(
@@ -107,10 +143,10 @@ def _spans(entries: Sequence[tuple[int, Entry]]) -> Iterator[tuple[str, int, int
         yield workflow_id, first - 1, last
 
 
-def _tell(source: str, found: Iterator[tuple[str, int, int]]) -> Difference:
+def _tell(source: str, found: Iterator[tuple[str, int, int]], *, beside: int = 0) -> Difference:
     transitions = workflows = gone = 0
     examples: list[str] = []
-    behind: list[str] = []
+    through: dict[str, int] = {}
     absent: list[str] = []
     for workflow_id, here, there in found:
         transitions += there - here
@@ -120,7 +156,7 @@ def _tell(source: str, found: Iterator[tuple[str, int, int]]) -> Difference:
             if len(absent) < _MOST_ABSENT:
                 absent.append(workflow_id)
         else:
-            behind.append(workflow_id)
+            through[workflow_id] = there + beside
         if len(examples) < _SHOWN:
             span = f"{here + 1}" if there == here + 1 else f"{here + 1} to {there}"
             examples.append(f"{workflow_id}: all of it" if here < 0 else f"{workflow_id}: transition {span}")
@@ -130,6 +166,7 @@ def _tell(source: str, found: Iterator[tuple[str, int, int]]) -> Difference:
         workflows=workflows,
         gone=gone,
         examples=tuple(examples),
-        behind=tuple(behind),
+        behind=tuple(through),
         absent=tuple(absent),
+        through=through,
     )

@@ -17,8 +17,10 @@ from private_servers import folder
 from site_of_its_own import Site, archiving, given, ids, needs_barman, opened, run, up
 from sqlalchemy import text
 from store_workbench import GRACE, RecordingRing, claimed, make_bench, make_engine, move_of, sql, value
-from store_workflows import Decision, Once, Parcel
+from store_workflows import SCRIPT, Decision, Once, Parcel, Relay
 
+from aegis import DidNotHappen, Happened
+from aegis.cli.restore import _lines
 from aegis.config.home import Home
 from aegis.config.settings import Settings
 from aegis.core.errors import AegisError, DatabaseUnavailable, RestoreFailed
@@ -27,12 +29,13 @@ from aegis.persistence import repository, watch
 from aegis.persistence.auditor import Auditor
 from aegis.persistence.watch import Worker
 from aegis.recovery.backup import take
+from aegis.recovery.reconcile import accept, look
 from aegis.recovery.restore import point
 from aegis.recovery.restore.before import compared, stopped
 from aegis.recovery.restore.place import in_place, swap
 from aegis.recovery.restore.restore import restore
 from aegis.servers.postgres import server_programs
-from aegis.tasks.transition import run_transition
+from aegis.tasks.transition import Ended, run_transition
 
 pytestmark = needs_barman
 
@@ -240,6 +243,51 @@ def test_what_had_gone_on_is_paused_and_everything_else_goes_on(place: Site) -> 
         assert engine.describe("stood-still").status == "pending"
         assert engine.resume("went-on")
         assert engine.describe("went-on").status == "pending"
+
+
+def test_what_was_done_outside_after_the_point_is_listed_and_asked_for_before_it_is_done_again(place: Site) -> None:
+    paid: dict[str, str] = {}
+    calls: list[str] = []
+
+    def pay(key: str) -> str:
+        calls.append(key)
+        return paid.setdefault(key, "a receipt")
+
+    def look_up(key: str) -> Happened[str] | type[DidNotHappen]:
+        return Happened(paid[key]) if key in paid else DidNotHappen
+
+    SCRIPT["one"] = lambda _, ctx: ctx.effect("fee", pay, ctx.effect_key("fee"), check=look_up) and None
+    SCRIPT["two"] = lambda _, ctx: ctx.effect("rent", pay, ctx.effect_key("rent"), check=look_up) and None
+    try:
+        place.engine.start(Relay(), id="r")
+        place.anchor()
+        take.take(place.settings)
+        before = datetime.now(UTC)
+        place.run("r")
+        run_transition(place.bench, "r", 1)
+        rehearsed = restore(place.settings, before.isoformat(), None)
+        (live,) = [one for one in rehearsed.lacks if one.source == "live"]
+        assert [(one.name, one.status, one.key) for one in live.effects] == [
+            ("fee", "done", "r:1:fee"),
+            ("rent", "done", "r:2:rent"),
+        ]
+        told = list(_lines(live, rehearsed))
+        assert "2 effects came after that, or were on their way; their providers know, by the keys:" in told
+        assert "  r 1 fee: done, key r:1:fee" in told
+
+        done = restore(place.settings, before.isoformat(), place.root / "copy")
+        with given(place, done) as database:
+            open_ = look(place.settings, database)
+            assert [one.key for one in open_.effects] == list(paid)
+            assert accept(place.settings, database, "a test", resume=True).resumed == 1
+            bench = make_bench(database, RecordingRing())
+            for _ in range(2):
+                seq = value(database, "SELECT seq FROM aegis_workflow WHERE id = 'r'")
+                assert run_transition(bench, "r", seq) is Ended.COMMITTED
+            assert calls == ["r:1:fee", "r:2:rent"], "each once, before the restore"
+            assert look(place.settings, database).is_done
+    finally:
+        SCRIPT.clear()
 
 
 # --- in place -----------------------------------------------------------------------------
