@@ -33,6 +33,7 @@ SINGLE: Final = "unset AEGIS_BACKUP_SYNCHRONOUS: with standbys, commits wait for
 _RUN_IT: Final = "run `aegis backup archive`, or have `aegis up` run it (AEGIS_BACKUP_INTERVAL)"
 _LOOKS: Final = 12
 _LONGEST_PAUSE: Final = 60.0
+_LOOK_AT_WAL_EVERY: Final = timedelta(minutes=10)
 # Barman's names, and the end of pgBackRest's: of 20261126-054203F, and 20261126-054203F_20261126-060000D.
 _NAMED: Final = re.compile(r"(\d{8})[T-](\d{6})[A-Z]?$")
 # A backup that should have come, and did not for so many of its intervals, does not come.
@@ -112,7 +113,7 @@ def _check(found: Mapping[str, Any]) -> None:
             datetime.fromisoformat(one["at"])
     if (looked := found.get("looked")) is not None:
         datetime.fromisoformat(looked["at"])
-        int(looked["to"])
+        str.strip(looked["to"])
 
 
 def ask_backups(settings: Settings) -> Iterator[Check]:
@@ -251,12 +252,26 @@ def backup(settings: Settings) -> bool:
         BackupFailed: the repository cannot be read.
 
     """
-    if not settings.backup_interval or not _is_due(read(settings.backups), settings, datetime.now(UTC)):
+    if not settings.backup_interval:
+        return False
+    known, now = read(settings.backups), datetime.now(UTC)
+    if _is_to_be_looked_at(known, now):
+        # A gap that it finds is in the repository's own file from then on.
+        subprocess.run([sys.executable, "-m", "aegis.recovery.backup.look"], check=False)
+        known = read(settings.backups)
+    if not _is_due(known, settings, now):
         return False
     done = subprocess.run([sys.executable, "-m", "aegis.recovery.backup.scheduled"], check=False)
     if done.returncode:
         log.critical("no backup", status=done.returncode)
     return True
+
+
+def _is_to_be_looked_at(known: Known, now: datetime) -> bool:
+    """Whether to look if WAL is missing: where there is a backup, and it is a while since."""
+    return bool(known.superuser) and (
+        known.looked is None or now - datetime.fromisoformat(known.looked["at"]) >= _LOOK_AT_WAL_EVERY
+    )
 
 
 def _is_due(known: Known, settings: Settings, now: datetime) -> bool:

@@ -28,6 +28,8 @@ class Base:
     """The room that it takes, in bytes."""
     obsolete: bool
     """Whether the time is over that one wants to be able to go back for."""
+    begins: str | None = None
+    """The segment of the WAL with which recovery of it begins, if the program says."""
     status: str = "DONE"
     tablespaces: bool = False
 
@@ -78,6 +80,9 @@ class Adapter(Protocol):
 
     def file_all(self) -> None:
         """Have everything archived that is committed by now."""
+
+    def archived(self, since: int, /) -> list[str]:
+        """Return the segments that are archived whole, of any timeline, from a number on."""
 
     def make(self, base: Base, data: Path, wal: Path) -> int:
         """Make the data directory of a backup, and a folder with all WAL that was archived since.

@@ -71,9 +71,9 @@ class Ledger:
         told = {"at": datetime.now(UTC).replace(microsecond=0).isoformat(), "problem": problem}
         self._change(lambda known: {**known, "gap": told})
 
-    def archived(self, segment: int) -> None:
-        """Note up to which segment the archive was seen to be whole."""
-        told = {"at": datetime.now(UTC).isoformat(), "to": segment}
+    def looked(self, to: str) -> None:
+        """Note when it was looked whether the archive is whole, and up to which segment."""
+        told = {"at": datetime.now(UTC).isoformat(), "to": to}
         self._change(lambda known: {**known, "looked": told})
 
     def taken(self, superuser: str) -> None:

@@ -28,6 +28,7 @@ from aegis.recovery.backup.adapter import Base
 from aegis.recovery.backup.barman.adapter import WithBarman
 from aegis.recovery.backup.dump import dump
 from aegis.recovery.backup.ledger import Ledger, Proof, alone
+from aegis.recovery.backup.look import look
 from aegis.recovery.backup.source import source
 from aegis.recovery.backup.take import catalogue, retire, verify
 from aegis.tasks import backups
@@ -236,6 +237,47 @@ def test_a_gap_in_the_archive(place: Site) -> None:
     segment_files(place)[-2].unlink()
     with pytest.raises(BackupFailed, match="there is a gap"):
         verify(place.settings, base.id)
+
+
+def test_beat_finds_a_gap_in_the_archive_without_restoring_anything(place: Site) -> None:
+    assert look(place.settings) is None  # there is nothing yet
+    base = take.take(place.settings)
+    for number in range(3):
+        place.start(f"o-{number}")
+        source(place.settings).adapter.file_all()
+    assert look(place.settings) is None
+    for number in range(3, 6):
+        place.start(f"o-{number}")
+        source(place.settings).adapter.file_all()
+    gone = segment_files(place)[-2]
+    gone.unlink()
+    assert look(place.settings) == f"segment {int(gone.name[16:], 16):X}"
+    assert "gap in the archive, segment" in told(place).says
+    assert look(place.settings) is None  # it is known, and stays known
+    assert Ledger(place.settings.backups).known().gap_since(base.id)
+
+
+def test_beat_looks_now_and_then(place: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    class Started:
+        @staticmethod
+        def run(argv: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+            started.append(argv[-1])
+            return subprocess.CompletedProcess(argv, 0)
+
+    monkeypatch.setattr(backups, "subprocess", Started)
+    daily, ledger = place.asking(backup_interval=86400), Ledger(place.settings.backups)
+    place.settings.backups.mkdir()
+    ledger.proved(f"{datetime.now(UTC).astimezone():%Y%m%dT%H%M%S}", Proof(at=datetime.now(UTC), problem=""))
+    backups.backup(daily)
+    assert started == []  # nothing was ever taken
+    ledger.taken("postgres")
+    backups.backup(daily)
+    assert started == ["aegis.recovery.backup.look"]
+    ledger.looked("000000010000000000000001")
+    backups.backup(daily)
+    assert len(started) == 1
 
 
 def test_a_database_that_was_tampered_with_has_no_backup_that_counts(place: Site) -> None:

@@ -26,13 +26,17 @@ from tls_front import certificates
 from aegis.config import keys
 from aegis.config.home import Home
 from aegis.core.errors import AegisError, BackupFailed, RestoreFailed
+from aegis.persistence import cluster
 from aegis.persistence.auditor import Auditor
 from aegis.recovery.backup import take
 from aegis.recovery.backup.ledger import Ledger, Proof
+from aegis.recovery.backup.look import look
+from aegis.recovery.backup.pgbackrest import program
 from aegis.recovery.backup.pgbackrest.adapter import WithPgBackRest
 from aegis.recovery.backup.source import source
 from aegis.recovery.backup.take import catalogue, retire, verify
 from aegis.recovery.restore.restore import restore
+from aegis.tasks import backups
 from aegis.tasks.check import Check, State
 from aegis.tasks.health import health
 
@@ -61,7 +65,10 @@ def test_full_and_incremental_ones_count_once_they_were_restored_and_verified(ar
     assert part.size < full.size / 2
     assert verify(archiving.settings, None)[0].id == part.id
     assert told(archiving).state is State.OK
-    assert [(base.id, base.parent) for base, _ in catalogue(archiving.settings)] == [(part.id, full.id), (full.id, None)]
+    assert [(base.id, base.parent) for base, _ in catalogue(archiving.settings)] == [
+        (part.id, full.id),
+        (full.id, None),
+    ]
     assert all(kept is not None and not kept.problem for _, kept in catalogue(archiving.settings))
     assert not list(archiving.settings.places.scratch.iterdir())
 
@@ -116,6 +123,47 @@ def test_what_is_older_than_one_wants_to_go_back_goes_with_its_wal(archiving: Ar
     assert [base.id for base, _ in catalogue(archiving.settings)] == [new.id]
     assert {name for name in archiving.kept.rglob("0*-*") if name.is_file()} < wal
     assert verify(archiving.settings, new.id)[1].problem == ""
+
+
+def test_what_is_dropped_because_it_piled_up_is_a_gap_that_beat_finds(
+    archiving: ArchivingSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "_MOST_WAITING", "20MiB")  # so little, for its configuration is written anew
+    old = take.take(archiving.settings)
+    verify(archiving.settings, old.id)
+    assert look(archiving.settings) is None
+    archiving.kept.rename(archiving.root / "unplugged")
+    last = ""
+    for number in range(4):
+        archiving.start(f"o-{number}")
+        with archiving.database.statement() as connection:
+            last = cluster.switch(connection)
+    eventually("PostgreSQL takes it for archived", lambda: has(archiving, last), 90)
+    shutil.rmtree(archiving.kept, ignore_errors=True)
+    (archiving.root / "unplugged").rename(archiving.kept)
+    time.sleep(1)  # backups are named after whole seconds
+    archiving.start("o-later")
+    tool(archiving).file_all()
+    assert told(archiving, "archive").state is State.OK  # as far as PostgreSQL knows
+    found = look(archiving.settings)
+    assert found is not None
+    assert found.startswith("segment")
+    assert told(archiving).state is State.DEGRADED
+    assert f"gap in the archive, {found}: one cannot go back across it" in told(archiving).says
+    daily = archiving.asking(backup_interval=86400)
+    known = Ledger(archiving.settings.backups).known()
+    assert backups._is_due(known, daily, datetime.now(UTC))
+    assert look(archiving.settings) is None  # it is known
+    new = take.take(archiving.settings)
+    assert verify(archiving.settings, new.id)[1].problem == ""
+    assert told(archiving).state is State.OK
+    assert look(archiving.settings) is None
+
+
+def has(place: ArchivingSite, segment: str) -> bool:
+    with place.database.statement() as connection:
+        found = cluster.archiver(connection)
+    return found is not None and found.has(segment)
 
 
 # --- encryption -------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from ....persistence import cluster
 from ....persistence.cluster import Facts
 from ....persistence.database import Database
 from ....persistence.hosts import each_alone
-from ..adapter import Base, Identity
+from ..adapter import Base, Identity, number
 from . import fetch, receiver
 from .program import SERVER, Barman
 
@@ -124,6 +124,10 @@ class WithBarman:
     def file_all(self) -> None:
         """Have everything archived that is committed by now."""
         receiver.file_all(self.settings, self.barman)
+
+    def archived(self, since: int, /) -> list[str]:
+        """Return the segments that are archived whole, of any timeline, from a number on."""
+        return [name for name in fetch.archived(self.barman) if number(name) >= since]
 
     def make(self, base: Base, data: Path, wal: Path) -> int:
         """Make the data directory of a backup, and a folder with all WAL that was archived since."""

@@ -101,14 +101,18 @@ def _put_together(barman: Barman, base: Base, folders: Sequence[Path], data: Pat
 # --- WAL ------------------------------------------------------------------------------------
 
 
+def archived(barman: Barman) -> list[str]:
+    """Return the segments that are filed whole, of whatever timeline."""
+    return sorted(file.name for file in (barman.folder / "wals").glob("*/*") if _SEGMENT.fullmatch(file.name))
+
+
 def _fetch(barman: Barman, first: str, wal: Path) -> int:
     """Fetch the archived segments from ``first`` on, of whatever timeline, and the one that is still being written.
 
     Return the number of the last whole one.
     """
-    archived = barman.folder / "wals"
-    names = {file.name for file in archived.glob("*/*") if _SEGMENT.fullmatch(file.name)}
-    names |= {file.name for file in archived.glob("*") if _HISTORY.fullmatch(file.name)}
+    names = set(archived(barman))
+    names |= {file.name for file in (barman.folder / "wals").glob("*") if _HISTORY.fullmatch(file.name)}
     streaming = barman.folder / "streaming"
     # After a fail-over, the history says where the new timeline began: recovery does not follow it without.
     fresh = {

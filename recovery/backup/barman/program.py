@@ -110,6 +110,7 @@ class Barman:
         return Base(
             id=listed["backup_id"],
             status=listed["status"],
+            begins=None if found.get("begin_wal", "None") == "None" else found["begin_wal"],
             parent=None if parent == "None" else parent,
             began_at=_moment(found.get("begin_time")),
             ended_at=_moment(found.get("end_time")),

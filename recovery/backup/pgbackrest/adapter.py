@@ -29,6 +29,7 @@ _LOOK_EVERY: Final = 0.1
 # PostgreSQL tries what it could not archive again after a minute.
 _ARRIVES_WITHIN: Final = 90.0
 _AT_ONCE: Final = 4
+_FOLDER: Final = re.compile(r"[0-9A-F]{16}")
 _ARCHIVED: Final = re.compile(r"(?:[0-9A-F]{16}/)?(?:([0-9A-F]{24})-[0-9a-f]{40}(?:\.\w+)?|([0-9A-F]{8}\.history))")
 
 
@@ -135,6 +136,20 @@ class WithPgBackRest:
         finally:
             database.close()
 
+    def archived(self, since: int, /) -> list[str]:
+        """Return the segments that are archived whole, of any timeline, from a number on.
+
+        Each folder has 256 of them: those that end before it are not looked into, however many there are.
+        """
+        found: set[str] = set()
+        for one in self._read_info().get("archive", [])[-1:]:
+            place = f"archive/{STANZA}/{one['id']}"
+            for folder in filter(_FOLDER.fullmatch, self._listed(place)):
+                if (int(folder[8:], 16) + 1) * 0x100 > since:
+                    matches = map(_ARCHIVED.fullmatch, self._listed(f"{place}/{folder}"))
+                    found |= {match[1] for match in matches if match is not None and match[1]}
+        return sorted(name for name in found if number(name) >= since)
+
     def make(self, base: Base, data: Path, wal: Path) -> int:
         """Make the data directory of a backup, and a folder with all WAL that was archived since."""
         what, tool = f"backup {base.id}", self.pgbackrest
@@ -166,9 +181,13 @@ class WithPgBackRest:
         found: set[str] = set()
         for one in archives[-1:]:
             place = f"archive/{STANZA}/{one['id']}"
-            listed = json.loads(self.pgbackrest.call("the archive", "--output=json", "--recurse", "repo-ls", place))
+            listed = self._listed(place, "--recurse")
             found |= {match[1] or match[2] for name in listed if (match := _ARCHIVED.fullmatch(name))}
         return sorted(found)
+
+    def _listed(self, place: str, *options: str) -> list[str]:
+        told = self.pgbackrest.call("the archive", "--output=json", *options, "repo-ls", place)
+        return list(json.loads(told))
 
     # --- the server ---------------------------------------------------------------------
 
@@ -239,6 +258,7 @@ class WithPgBackRest:
             began_at=datetime.fromtimestamp(told["timestamp"]["start"], UTC),
             ended_at=datetime.fromtimestamp(told["timestamp"]["stop"], UTC),
             size=int(told["info"]["repository"]["delta"]),
+            begins=told["archive"]["start"],
             obsolete=False,
         )
 
