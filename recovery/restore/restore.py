@@ -249,10 +249,12 @@ def _need_a_new(into: Path) -> None:
 
 
 def _need_as_committed(report: Report) -> None:
-    if report.tampered or report.problems:
-        lines = [str(finding) for finding in report.failures] + list(report.problems)
+    if report.tampered:
         remedy = "name an earlier point; `aegis verify --all` says the same of the live database, if it has it, too"
-        raise RestoreFailed("the copy", f"it is not as committed: {lines[0]}", remedy)
+        raise RestoreFailed("the copy", f"it is not as committed: {report.failures[0]}", remedy)
+    if report.problems:
+        remedy = "bring back what is missing, or do without: AEGIS_ANCHORS=none compares with no anchors"
+        raise RestoreFailed("the copy", f"nobody can say whether it is as committed: {report.problems[0]}", remedy)
 
 
 def _need_what_was_asked(database: Database, asked: Point, size: int) -> None:

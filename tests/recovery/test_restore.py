@@ -132,6 +132,19 @@ def test_what_is_not_as_committed_is_not_given(place: Site) -> None:
     assert not (place.root / "copy").exists()
 
 
+def test_where_nobody_can_say_whether_it_is_as_committed_it_says_what_is_missing(place: Site) -> None:
+    """The anchors are there, and no key that says whose they are: an earlier point would be no better."""
+    place.start("o-1")
+    place.anchor()
+    take.take(place.settings)
+    (place.root / "none").mkdir()
+    strange = place.settings.model_copy(update={"trusted_keys": place.root / "none"})
+    with pytest.raises(RestoreFailed, match="nobody can say whether it is as committed") as caught:
+        restore(strange, "latest", place.root / "copy")
+    assert caught.value.remedy.startswith("bring back what is missing, or do without: AEGIS_ANCHORS=none")
+    assert not (place.root / "copy").exists()
+
+
 # --- the primary's disk -----------------------------------------------------------------
 
 
