@@ -28,9 +28,9 @@ _STYLE = {"done": "green", "begun": "cyan", "not done": "yellow", "in doubt": "r
 def effects_command(out: Output, workflow_id: str | None, limit: int, *, in_doubt: bool) -> None:
     """List what handlers did outside, of workflow ID or of all, the first first."""
     with database().statement() as connection:
-        if workflow_id is not None:
-            history.summary(connection, workflow_id)
         rows = effects.listed(connection, workflow_id, in_doubt=in_doubt, limit=limit)
+        if workflow_id is not None and not rows:  # a recovery may have left them of a workflow that is gone
+            history.summary(connection, workflow_id)
 
     def render(console: Console) -> None:
         if not rows:

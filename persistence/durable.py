@@ -545,9 +545,10 @@ class DurableWorkflowEngine:
 
         """
         with self.database.statement() as connection:
-            if id is not None:
+            found = effects.listed(connection, id, in_doubt=in_doubt, limit=limit)
+            if id is not None and not found:  # a recovery may have left them of a workflow that is gone
                 history.summary(connection, id)
-            return effects.listed(connection, id, in_doubt=in_doubt, limit=limit)
+            return found
 
     def export_bundle(self, id: str, *, without_effects: bool = False) -> Bundle:  # noqa: A002
         """Return a workflow's whole history, with what it takes to verify it elsewhere.

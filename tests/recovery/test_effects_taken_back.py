@@ -498,7 +498,8 @@ def test_a_person_says_how_those_went_that_nothing_will_ever_ask_for(
     with world_of(started("r"), after) as world:
         world.recover()
         engine = engine_of(world.old)
-        assert [name for name, *_ in world.effects("gone")] == ["fee"]
+        (left,) = engine.effects("gone")
+        assert (left.name, left.status, left.claim) == ("fee", "begun", 0)
         engine.resolve_effect("gone", "fee", DidNotHappen(), reason="the bank took it back")
         engine.cancel("r")
         assert look(settings, world.old).unknown == 2
@@ -568,6 +569,7 @@ def test_the_commands_list_and_resolve_it(
         assert code == 1, said
         assert "2 effects of which nobody here knows how they went" in said
         assert "r 1 fee: begun, key r:1:fee (done in the database of before, with \"receipt of r:1:fee\")" in said
+        assert "gone:1:fee" in call("effects", "gone", "--json")[1]
         code, said = call("effect", "gone", "fee", "--done", '"x"', "--reason", "a test", "--seq", "1")
         assert (code, said) == (0, "the effect fee of gone is done; the workflow is not there\n")
         assert call("reconcile")[0] == 1
