@@ -45,9 +45,11 @@ def seq_of(connection: Connection, position: Position) -> int:
 
 def key_seq(position: Position) -> ColumnElement[int]:
     """Return the seq that a handler's key and its effects go by: the same at every attempt, and after a recovery."""
+    first = literal(position.entered_seq + 1, BigInteger)
+    if not was_there(position):
+        return first
     entered = literal(position.entered_seq, BigInteger)
-    beside = _beside(literal(position.workflow_id), entered).scalar_subquery()
-    return entered + 1 - (beside if was_there(position) else literal(0, BigInteger))
+    return first - _beside(literal(position.workflow_id), entered).scalar_subquery()
 
 
 def key_seq_of_row() -> ColumnElement[int]:

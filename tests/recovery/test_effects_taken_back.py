@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,21 @@ import pytest
 from private_servers import TEMPLATE, PrivatePostgres
 from site_of_its_own import opened
 from site_of_its_own import run as aegis
-from store_workbench import RecordingRing, make_bench, make_engine, value
+from store_workbench import RecordingRing, make_bench, make_engine, sql, value
 from store_workflows import SCRIPT, Act, Once, Parcel, Relay
 
 from aegis import Context, DidNotHappen, Happened
+from aegis.cli.restore import _lines
 from aegis.config.keys import new_anchor_key
 from aegis.config.settings import Settings
 from aegis.core.errors import AegisError, EffectNotFound, EffectsOpen, InvalidName, WrongStatus
-from aegis.persistence import lost
+from aegis.persistence import lost, operations, recovered
 from aegis.persistence.database import Database
 from aegis.persistence.durable import DurableWorkflowEngine
 from aegis.recovery.reconcile import accept, look
 from aegis.recovery.restore.difference import Difference, with_anchors, with_live
 from aegis.recovery.restore.epoch import begin
+from aegis.recovery.restore.restore import Restored
 from aegis.tasks.anchor import Policy, anchor, notary
 from aegis.tasks.scrub import sources
 from aegis.tasks.sinks import sinks
@@ -376,6 +378,24 @@ def test_the_keys_stay_through_two_recoveries(
         assert seen[-1] == ("r:3", "receipt of r:3:tip")
 
 
+def test_an_upgrade_counts_where_it_enters_a_state(world_of: Callable[..., Any], settings: Settings) -> None:
+    with world_of(started("r"), both_paid(settings)) as world:
+        world.recover()
+        world.go_on("r")  # created, paused, resumed, one
+
+        def number() -> int:
+            with world.old.transaction() as session:
+                position, _, _ = operations.lock(session, "r")
+                return recovered.seq_of(session.connection(), position)
+
+        assert number() == 2
+        changed = "UPDATE aegis_transition SET event = 'upgraded', from_state = 'another' WHERE seq = 3"
+        assert sql(world.old, changed + " AND workflow_id = 'r'") == 1
+        assert number() == 2
+        assert sql(world.old, "UPDATE aegis_transition SET from_state = to_state WHERE seq = 3") == 1
+        assert number() == 1, "as long as the state keeps its name, its handler's key goes on"
+
+
 # --- what is listed ----------------------------------------------------------------------------
 
 
@@ -575,3 +595,27 @@ def test_the_commands_list_and_resolve_it(
         assert call("reconcile")[0] == 1
         assert run(world.old, "r") is Ended.COMMITTED
         assert call("reconcile")[0] == 0
+
+
+def test_events_alone_are_a_loss_too(settings: Settings) -> None:
+    sent = lost.Sent(workflow_id="p", name="decide", key="mail-1", sender="user:ada", received_at=datetime.now(UTC))
+    lack = Difference(source="live", transitions=0, workflows=0, gone=0, examples=(), events=12, sent=(sent,))
+    done = Restored(
+        to="latest",
+        backup="b",
+        into=None,
+        workflows=1,
+        transitions=1,
+        logged=1,
+        last_at=None,
+        anchored=0,
+        lacks=[lack],
+        epoch=None,
+        paused=0,
+        seconds=0,
+    )
+    assert list(_lines(lack, done)) == [
+        "12 events came after that; their senders can send them again:",
+        "  decide to p, key mail-1, of user:ada",
+        "  ... and 11 more events; --json lists 1",
+    ]
