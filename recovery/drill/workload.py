@@ -29,7 +29,8 @@ TRANSITIONS: Final = {"DrillSteps": 4, "DrillApproval": 3, "DrillLong": 1}
 def _note(ctx: Context, outside: str, name: str) -> None:
     if not outside:
         return
-    # Nothing pauses these workflows: the key counts as the transitions do.
+    # The key counts as the transitions do: nothing pauses these workflows, unless they had passed a point that one
+    # goes back to, and no drill lets them.
     seq = int(ctx.key.rpartition(":")[2])
     Ledger(Path(outside) / "effects.jsonl").effect(ctx.workflow_id, seq, name, ctx.attempt)
 
