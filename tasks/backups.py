@@ -192,7 +192,7 @@ def _handed_over(found: Archiver, slot: Archive | None, is_cluster: bool) -> Che
         says = f"{behind}, and the slot of Barman's archive, {cluster.SLOT}, keeps WAL that nobody fetches"
         drop = f"SELECT pg_drop_replication_slot('{cluster.SLOT}')"
         return warning(
-            "archive", says, f"patronictl edit-config --set slots.{cluster.SLOT}=null" if is_cluster else drop
+            "archive", says, f"patronictl edit-config aegis --set slots.{cluster.SLOT}=null" if is_cluster else drop
         )
     return ok("archive", f"by the server itself, segment by segment, {behind}")
 
