@@ -353,7 +353,7 @@ def test_a_full_disk(place: Site) -> None:
         filler.unlink()
         assert verify(place.settings, good.id)[1].problem == ""
         assert told(place).state is State.OK
-        filler.write_bytes(bytes(30_000_000))  # room for one more, once what is left of the other has gone
+        filler.write_bytes(bytes(10_000_000))  # room for one more, with its WAL: nothing is left of the other
         following = take.take(place.settings)
         assert [base.id for base, _ in catalogue(place.settings)] == [following.id, good.id]
 
