@@ -659,6 +659,35 @@ def test_the_archive_outlives_a_disk_that_fails(tmp_path: Path, monkeypatch: pyt
     assert len(tried) == 2
 
 
+def test_a_receiver_that_is_not_with_whoever_leads_is_left(place: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a fail-over that left the old leader's server running: its connection holds, and brings nothing."""
+    monkeypatch.setattr(archive, "_CONNECTS_WITHIN", 1.0)
+    monkeypatch.setattr(archive.Archive, "_file", lambda *_: None)
+    elsewhere = subprocess.Popen(["sleep", "60"])
+    try:
+        made, barman = archive.Archive(place.settings), tool(place).barman
+        assert not place.archive().active
+        made._receive(barman, place.database, elsewhere, waited_for=False)
+        assert elsewhere.poll() is None  # whoever started it ends it, and starts another
+        # As an archive leaves it that was ended when it had only just begun.
+        barman.folder.mkdir()
+        with place.database.statement() as connection:
+            cluster.make_slot(connection)
+        with archiving(place):
+            eventually("it streams", lambda: place.archive().active, 60)
+            looked = threading.Thread(
+                target=made._receive, args=(barman, place.database, elsewhere), kwargs={"waited_for": False}
+            )
+            looked.start()
+            looked.join(5)
+            assert looked.is_alive()  # the leader's WAL is received
+            made.stopping = True
+            looked.join(10)
+    finally:
+        elsewhere.kill()
+        elsewhere.wait()
+
+
 def test_what_is_known_is_written_as_json(place: Site) -> None:
     place.settings.backups.mkdir()
     ledger = Ledger(place.settings.backups)

@@ -112,6 +112,7 @@ def receiver(barman: Barman, database: Database) -> subprocess.Popen[bytes]:
     with database.statement() as connection:
         found = cluster.archive(connection)
     if found is None or found.lost or found.kept_from is None:
+        _make_folder(barman)  # a slot without one is taken for an archive whose disk is away
         found = _slot(database)
     missing = _missing(barman, found)
     if missing is not None:
@@ -130,6 +131,14 @@ def receiver(barman: Barman, database: Database) -> subprocess.Popen[bytes]:
             start_new_session=True,
             cwd="/",
         )
+
+
+def _make_folder(barman: Barman) -> None:
+    try:
+        barman.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"{barman.folder} cannot be made ({error.strerror})"
+        raise BackupFailed("the archive", problem, "see that its disk is there, has room, and is ours") from None
 
 
 def _slot(database: Database) -> Archive:
