@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,8 @@ from .workload import TRANSITIONS
 _WHOLE_WITHIN: Final = 120.0
 _LOOK_EVERY: Final = 0.2
 _MOST_SAID: Final = 500
+# While a command runs so many are asked for, so often (seconds), and at most so many.
+_ASK, _ASK_EVERY, _MOST_ASKED = 4, 0.1, 400
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WORKLOAD: Final = "aegis.recovery.drill.workload"
 
@@ -140,8 +143,9 @@ class Breaking:
         stage.at_end(lambda: self._mend_after_all(stage.box))
         self._to_mend = True
         began = time.monotonic()
-        _succeed(stage.box, self._orders.inject)
-        ended = time.monotonic()
+        with _under_load(stage):
+            _succeed(stage.box, self._orders.inject)
+            ended = time.monotonic()
         command = f"`{shlex.join(self._orders.inject)}`"
         if self._planned:
             return Fault(at=began, told=command, undo=lambda: self._mend(stage.box))
@@ -184,6 +188,26 @@ def _succeed(box: Staging, argv: Sequence[str]) -> None:
         said = (done.stdout + done.stderr).strip()[-_MOST_SAID:]
         problem = f"`{shlex.join(argv)}` ended with {done.returncode}: {said}"
         raise DrillNotRun(box.name, problem, "mend the command")
+
+
+@contextmanager
+def _under_load(stage: Stage[Staging]) -> Iterator[None]:
+    """Have workflows under way all the while, and when the body ends: it takes as long as it takes."""
+    done = threading.Event()
+
+    def ask() -> None:
+        left = _MOST_ASKED
+        while left > 0 and not done.wait(_ASK_EVERY):
+            stage.client.burst(_ASK)
+            left -= _ASK
+
+    asking = threading.Thread(target=ask, name="drill load", daemon=True)
+    asking.start()
+    try:
+        yield
+    finally:
+        done.set()
+        asking.join()
 
 
 @contextmanager

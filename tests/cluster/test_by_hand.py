@@ -73,8 +73,16 @@ class Commit:
         self._thread.start()
 
     def _run(self) -> None:
-        statement(self._site, "SELECT pg_logical_emit_message(true, 'test', 'a commit')")
-        self.is_done = True
+        deadline = time.monotonic() + 60
+        while not self.is_done:
+            try:
+                statement(self._site, "SELECT pg_logical_emit_message(true, 'test', 'a commit')")
+                self.is_done = True
+            except psycopg2.OperationalError:
+                # Who leads by what Patroni says may take no writes yet.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
     def waits(self) -> bool:
         return (1,) in statement(self._site, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
