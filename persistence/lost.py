@@ -175,6 +175,14 @@ def take_over(session: Session, found: Sequence[Outside]) -> None:
         )
 
 
+def newest(connection: Connection) -> tuple[str, int] | None:
+    """Return the transition that was made last; None if there is none."""
+    found = connection.execute(
+        select(_T.workflow_id, _T.seq).order_by(_T.at.desc(), _T.seq.desc()).limit(1)
+    ).one_or_none()
+    return None if found is None else (found[0], found[1])
+
+
 # --- accepting --------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ back, alarms and what one need not keep are the same for all of them. Why: docs/
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -94,3 +95,8 @@ class Adapter(Protocol):
 def number(segment: str) -> int:
     """Return a segment's place among all: 16 MB each, as every server has them that was not made otherwise."""
     return int(segment[8:16], 16) * 0x100 + int(segment[16:24], 16)
+
+
+def last_number(segments: Iterable[str]) -> int:
+    """Return the place of the last segment of the newest timeline: recovery leaves an older one where that began."""
+    return max(((name[:8], number(name)) for name in segments), default=("", 0))[1]

@@ -68,7 +68,8 @@ def _prove(settings: Settings, adapter: Adapter, base: Base, superuser: str, exp
         with copied(data, adapter.programs, folder / "postgresql.log") as copy:
             copy.recover(wal, [], user=superuser, durable=False)
             url = copy.url(superuser, database_name(settings))
-            _need_all_of_it(base, url, last)
+            if (problem := ends_early(url, last)) is not None:
+                raise BackupFailed(f"backup {base.id}", problem, "`aegis backup` makes a new beginning")
             report, size = verified(settings, url)
         check_pages(adapter.programs, base, data)
         if size < expected:
@@ -87,17 +88,17 @@ def _prove(settings: Settings, adapter: Adapter, base: Base, superuser: str, exp
         )
 
 
-def _need_all_of_it(base: Base, url: str, last: int) -> None:
-    """Refuse a copy whose recovery ended before the archive did: something in between is damaged, or missing."""
+def ends_early(url: str, last: int) -> str | None:
+    """Return in words that recovery ended before the archive did: something in between is damaged, or missing."""
     database = Database(url, pool_size=1, pre_ping=False)
     try:
         with database.statement() as connection:
             reached = cluster.recovered_segment(connection)
     finally:
         database.close()
-    if reached < last:
-        problem = f"recovery ended in segment {reached:X} of the WAL, and {last:X} is archived: there is a gap"
-        raise BackupFailed(f"backup {base.id}", problem, "`aegis backup` makes a new beginning")
+    if reached >= last:
+        return None
+    return f"recovery ended in segment {reached:X} of the WAL, and {last:X} is archived: there is a gap"
 
 
 def logged(settings: Settings) -> int:

@@ -28,7 +28,7 @@ from ...tasks.scrub import sources
 from ..backup.adapter import Adapter, Base
 from ..backup.ledger import alone
 from ..backup.pages import check_pages
-from ..backup.prove import database_name, scratch, verified
+from ..backup.prove import database_name, ends_early, scratch, verified
 from ..backup.source import repository, source
 from ..copy import Copy, copied
 from . import epoch, point
@@ -108,8 +108,10 @@ def _restore(
     began: float,
 ) -> Restored:
     data, keep = folder / "data", into is not None
-    with _recovered(settings, adapter, base, asked, target, folder, durable=keep) as (copy, user):
+    with _recovered(settings, adapter, base, asked, target, folder, durable=keep) as (copy, user, last):
         url = copy.url(user, database_name(settings))
+        if not target.options:
+            _need_the_latest(url, last, asked)
         report, size = verified(settings, url)
         _need_as_committed(report)
         database = Database(url, pool_size=2, pre_ping=False)
@@ -155,17 +157,17 @@ def _before(settings: Settings, adapter: Adapter, live: Database, replaced: Path
 @contextmanager
 def _recovered(
     settings: Settings, adapter: Adapter, base: Base, asked: Point, target: Target, folder: Path, *, durable: bool
-) -> Iterator[tuple[Copy, str]]:
-    """Give a server on a copy that went to the target, and the name of a superuser in it."""
+) -> Iterator[tuple[Copy, str, int]]:
+    """Give a server on a copy that went to the target, a superuser of it, and the last segment that is archived."""
     data, wal = folder / "data", folder / "wal"
-    adapter.make(base, data, wal)
+    last = adapter.make(base, data, wal)
     user = superuser(settings)
     with copied(data, adapter.programs, folder / "postgresql.log") as copy:
         try:
             copy.recover(wal, target.options, user=user, durable=durable)
         except RestoreFailed as error:
             raise _explained(error, asked, base) from None
-        yield copy, user
+        yield copy, user, last
         copy.stop()
 
 
@@ -207,7 +209,7 @@ def _transaction(settings: Settings, adapter: Adapter, asked: Point, live: Datab
         newest = _base(adapter, asked, point.at_the_end())
         with (
             scratch(settings) as folder,
-            _recovered(settings, adapter, newest, asked, point.at_the_end(), folder, durable=False) as (copy, user),
+            _recovered(settings, adapter, newest, asked, point.at_the_end(), folder, durable=False) as (copy, user, _),
         ):
             database = Database(copy.url(user, database_name(settings)), pool_size=1, pre_ping=False)
             try:
@@ -255,6 +257,23 @@ def _need_as_committed(report: Report) -> None:
     if report.problems:
         remedy = "bring back what is missing, or do without: AEGIS_ANCHORS=none compares with no anchors"
         raise RestoreFailed("the copy", f"nobody can say whether it is as committed: {report.problems[0]}", remedy)
+
+
+def _need_the_latest(url: str, last: int, asked: Point) -> None:
+    """Refuse what ends at a gap, where the end of the archive is asked for: nobody is to find that out later."""
+    problem = ends_early(url, last)
+    if problem is None:
+        return
+    database = Database(url, pool_size=1, pre_ping=False)
+    try:
+        with database.snapshot() as connection:
+            newest = lost.newest(connection)
+    finally:
+        database.close()
+    remedy = "take a backup once there is something to back up"
+    if newest is not None:
+        remedy = f"`--to {newest[0]}:{newest[1]}` has everything up to there; what came after it is lost"
+    raise RestoreFailed(f"--to {asked.said}", problem, remedy)
 
 
 def _need_what_was_asked(database: Database, asked: Point, size: int) -> None:

@@ -11,7 +11,6 @@ from deployment import Deployment, deployed
 from fault_workflows import Steps
 from private_servers import TEMPLATE, PrivatePostgres
 
-
 NOWHERE = "redis://127.0.0.1:1/0"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,16 +22,17 @@ from site_of_its_own import Site, archiving, needs_barman
 from store_workbench import sql, value
 
 from aegis.config.settings import Settings
-from aegis.core.errors import AegisError, BackupFailed, DatabaseUnavailable
+from aegis.core.errors import AegisError, BackupFailed, DatabaseUnavailable, RestoreFailed
 from aegis.persistence import cluster
 from aegis.recovery.backup import address, archive, prove, take
-from aegis.recovery.backup.adapter import Base
+from aegis.recovery.backup.adapter import Base, last_number
 from aegis.recovery.backup.barman.adapter import WithBarman
 from aegis.recovery.backup.dump import dump
 from aegis.recovery.backup.ledger import Ledger, Proof, alone
 from aegis.recovery.backup.look import look
 from aegis.recovery.backup.source import source
 from aegis.recovery.backup.take import catalogue, retire, verify
+from aegis.recovery.restore.restore import restore
 from aegis.tasks import backups
 from aegis.tasks.backups import ask_backups
 from aegis.tasks.check import State
@@ -237,6 +239,22 @@ def test_a_gap_in_the_archive(place: Site) -> None:
     segment_files(place)[-2].unlink()
     with pytest.raises(BackupFailed, match="there is a gap"):
         verify(place.settings, base.id)
+    # What ends there is not the latest: nobody is to find that out later.
+    with pytest.raises(RestoreFailed, match="there is a gap") as refused:
+        restore(place.settings, "latest", place.root / "copy")
+    assert not (place.root / "copy").exists()
+    point = re.search(r"--to (\S+)`", refused.value.remedy)
+    assert point is not None
+    done = restore(place.settings, point[1], place.root / "copy")
+    assert 1 <= done.workflows < 3
+
+
+def test_the_last_segment_is_that_of_the_newest_timeline() -> None:
+    """A primary that was left may have written more than the one that leads has since."""
+    names = ["00000001000000000000000A", "000000020000000000000009", "000000010000000000000008"]
+    assert last_number(names) == 9
+    assert last_number(reversed(names)) == 9
+    assert last_number([]) == 0
 
 
 def test_beat_finds_a_gap_in_the_archive_without_restoring_anything(place: Site) -> None:
@@ -491,7 +509,7 @@ def test_what_keeps_backups_from_counting_does_not_fill_the_repository(place: Si
     base = the_only_one(place)
     assert scheduled(place) == 1
     assert the_only_one(place).id == base.id  # verified again, and no other taken
-    sql(place.database, f"UPDATE aegis_transition SET actor = '{actor}'")
+    sql(place.database, "UPDATE aegis_transition SET actor = :actor", actor=actor)
     assert scheduled(place) == 0
     assert the_only_one(place).id == base.id
     assert told(place).state is State.OK

@@ -14,7 +14,7 @@ from private_servers import TEMPLATE, PrivatePostgres
 from site_of_its_own import opened
 from site_of_its_own import run as aegis
 from store_workbench import RecordingRing, make_bench, make_engine, sql, value
-from store_workflows import SCRIPT, Act, Once, Parcel, Relay
+from store_workflows import SCRIPT, Act, Relay
 
 from aegis import Context, DidNotHappen, Happened
 from aegis.cli.restore import _lines
@@ -420,9 +420,7 @@ def test_a_handler_at_work_when_all_ended_is_paused_and_what_it_did_is_listed(
         assert look(settings, world.old).is_done
 
 
-def test_what_both_know_is_no_difference(
-    world_of: Callable[..., Any], bank: Bank, script: dict[str, Act]
-) -> None:
+def test_what_both_know_is_no_difference(world_of: Callable[..., Any], bank: Bank, script: dict[str, Act]) -> None:
     script["one"] = paying(bank, "fee")
 
     def before(database: Database) -> None:
@@ -542,7 +540,7 @@ def test_which_one_is_meant_has_to_be_said(
     with world_of(started("r"), after) as world:
         world.recover()
         engine = engine_of(world.old)
-        with pytest.raises(EffectNotFound, match="there: fee of 2, fee of 3.*--seq"):
+        with pytest.raises(EffectNotFound, match=r"there: fee of 2, fee of 3.*--seq"):
             engine.resolve_effect("r", "fee", Happened(1), reason="r")
         engine.resolve_effect("r", "fee", Happened(1), reason="r", seq=3)
         assert world.effects("r") == [("fee", "begun", "r:2:fee"), ("fee", "done", "r:3:fee")]
@@ -582,13 +580,15 @@ def test_the_commands_list_and_resolve_it(
         world.recover()
 
         def call(*arguments: str) -> tuple[int, str]:
-            done = aegis(settings.home, *arguments, AEGIS_DATABASE_URL=world.url, AEGIS_BROKER_URL="redis://127.0.0.1:1/0")
+            done = aegis(
+                settings.home, *arguments, AEGIS_DATABASE_URL=world.url, AEGIS_BROKER_URL="redis://127.0.0.1:1/0"
+            )
             return done.returncode, done.stdout + done.stderr
 
         code, said = call("reconcile", "--accept", "--resume")
         assert code == 1, said
         assert "2 effects of which nobody here knows how they went" in said
-        assert "r 1 fee: begun, key r:1:fee (done in the database of before, with \"receipt of r:1:fee\")" in said
+        assert 'r 1 fee: begun, key r:1:fee (done in the database of before, with "receipt of r:1:fee")' in said
         assert "gone:1:fee" in call("effects", "gone", "--json")[1]
         code, said = call("effect", "gone", "fee", "--done", '"x"', "--reason", "a test", "--seq", "1")
         assert (code, said) == (0, "the effect fee of gone is done; the workflow is not there\n")

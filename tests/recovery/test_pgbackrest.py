@@ -17,15 +17,15 @@ import pytest
 from local_engine import eventually
 from outside import store
 from pgbackrest_site import POSTGRES, ArchivingSite, archiving_site, begin, needs_pgbackrest, told, tool
-from private_servers import PrivatePostgres, folder
-from site_of_its_own import Site, given, ids, opened, run, up
-from store_workbench import RecordingRing, make_engine, sql, value
+from private_servers import folder
+from site_of_its_own import given, ids, opened, run, up
+from store_workbench import RecordingRing, make_engine, value
 from store_workflows import Once
 from tls_front import certificates
 
 from aegis.config import keys
 from aegis.config.home import Home
-from aegis.core.errors import AegisError, BackupFailed, RestoreFailed
+from aegis.core.errors import BackupFailed, RestoreFailed
 from aegis.persistence import cluster
 from aegis.persistence.auditor import Auditor
 from aegis.recovery.backup import take
@@ -33,12 +33,10 @@ from aegis.recovery.backup.ledger import Ledger, Proof
 from aegis.recovery.backup.look import look
 from aegis.recovery.backup.pgbackrest import program
 from aegis.recovery.backup.pgbackrest.adapter import WithPgBackRest
-from aegis.recovery.backup.source import source
 from aegis.recovery.backup.take import catalogue, retire, verify
 from aegis.recovery.restore.restore import restore
 from aegis.tasks import backups
-from aegis.tasks.check import Check, State
-from aegis.tasks.health import health
+from aegis.tasks.check import State
 
 pytestmark = needs_pgbackrest
 

@@ -44,7 +44,7 @@ def test_a_server_that_does_not_archive_or_is_elsewhere() -> None:
         (check,) = [check for check in health(place.settings) if check.name == "archive"]
         assert (check.state, check.says) == (State.DEGRADED, "no WAL is archived: archive_mode is off")
         (place.server.home.postgres / "PG_VERSION").rename(place.root / "PG_VERSION")
-        with pytest.raises(BackupFailed, match="pgBackRest copies the server's files, and .* is not here"):
+        with pytest.raises(BackupFailed, match=r"pgBackRest copies the server's files, and .* is not here"):
             take.take(place.settings)
         (place.root / "PG_VERSION").rename(place.server.home.postgres / "PG_VERSION")
 

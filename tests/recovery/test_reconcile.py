@@ -134,7 +134,8 @@ def test_what_somebody_removed_from_the_live_database_had_gone_on_all_the_same(
 def test_an_event_that_was_under_way_at_the_point_came_after_it(postgres: PrivatePostgres, settings: Settings) -> None:
     with put_back(postgres, settings) as (live, old):
         sent = Decision(send=True)
-        make_engine(live, RecordingRing()).send("kept", "decide", sent, key="under-way")  # its number, and no commit yet
+        # It has its number, and no commit yet.
+        make_engine(live, RecordingRing()).send("kept", "decide", sent, key="under-way")
         for database in (live, old):  # a later one was committed in time
             sql(database, "ALTER SEQUENCE aegis_event_id_seq RESTART WITH 2")
             make_engine(database, RecordingRing()).send("kept-unlogged", "decide", sent, key="in-time")

@@ -81,7 +81,9 @@ def test_files_are_archived_through_kills_and_a_wipe(aegis: CommandLine, root: P
     assert len(report["recovery_after_kill"]) == report["kills"]
     assert len(report["recovery_after_wipe"]) == 1
     unpacked = {
-        str(path.relative_to(archive)).removesuffix(".gz"): hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest()
+        str(path.relative_to(archive)).removesuffix(".gz"): hashlib.sha256(
+            gzip.decompress(path.read_bytes())
+        ).hexdigest()
         for path in archive.rglob("*.gz")
     }
     assert unpacked == digests(originals)
@@ -112,15 +114,21 @@ def test_what_is_off_is_found(root: Path, originals: Path) -> None:
         database = Database(Settings(home=root / "home" / "demo").database, pool_size=1)
         with database.transaction() as session:
             session.execute(text("SET LOCAL session_replication_role = replica"))  # past the append-only triggers
-            for statement in (
-                "UPDATE aegis_demo_manifest SET sha256 = repeat('0', 64)"
-                " WHERE path = (SELECT min(path) FROM aegis_demo_manifest)",
-                "UPDATE aegis_transition SET actor = 'user:mallory' WHERE seq = 1"
-                " AND workflow_id = (SELECT min(id) FROM aegis_workflow WHERE status = 'completed')",
-                "UPDATE aegis_workflow SET status = 'failed', owner = NULL, owner_pid = NULL, due_at = NULL,"
-                " ready_at = NULL, claim = claim + 1 WHERE id = (SELECT max(id) FROM aegis_workflow WHERE seq < 4)",
-            ):
-                done.append(str(session.execute(text(statement)).rowcount))  # type: ignore[attr-defined]
+            statements = (
+                (
+                    "UPDATE aegis_demo_manifest SET sha256 = repeat('0', 64)"
+                    " WHERE path = (SELECT min(path) FROM aegis_demo_manifest)"
+                ),
+                (
+                    "UPDATE aegis_transition SET actor = 'user:mallory' WHERE seq = 1"
+                    " AND workflow_id = (SELECT min(id) FROM aegis_workflow WHERE status = 'completed')"
+                ),
+                (
+                    "UPDATE aegis_workflow SET status = 'failed', owner = NULL, owner_pid = NULL, due_at = NULL,"
+                    " ready_at = NULL, claim = claim + 1 WHERE id = (SELECT max(id) FROM aegis_workflow WHERE seq < 4)"
+                ),
+            )
+            done.extend(str(session.execute(text(each)).rowcount) for each in statements)  # type: ignore[attr-defined]
         database.close()
 
     plan = Plan(directory=originals, most_files=FILES, archive=None, chaos=False, patience=60)

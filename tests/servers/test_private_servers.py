@@ -43,14 +43,16 @@ def test_without_the_wheel_it_is_said_how_to_get_one(root: Path, monkeypatch: py
     monkeypatch.setattr(postgres, "_PACKAGE", "no_such_package")
     monkeypatch.setattr(valkey, "_PACKAGE", "no_such_package")
     monkeypatch.setattr(valkey, "_NAMES", ())
-    with pytest.raises(ServerUnavailable, match=r"PostgreSQL: no private server .* pip install 'aegis-workflows\[embed"):
+    with pytest.raises(
+        ServerUnavailable, match=r"PostgreSQL: no private server .* pip install 'aegis-workflows\[embed"
+    ):
         Postgres.prepare(Settings(home=root))
     with pytest.raises(ServerUnavailable, match=r"Valkey: no private broker .* pip install 'aegis-workflows\[embedded"):
         Valkey.prepare(Settings(home=root))
 
 
 def test_programs_that_are_named_and_not_there(root: Path) -> None:
-    with pytest.raises(ConfigurationError, match="AEGIS_POSTGRES_BIN=.*: there is no program `postgres` in it"):
+    with pytest.raises(ConfigurationError, match=r"AEGIS_POSTGRES_BIN=.*: there is no program `postgres` in it"):
         Postgres.prepare(Settings(home=root, postgres_bin=str(root)))
     with pytest.raises(ConfigurationError, match="AEGIS_VALKEY_BIN=/no/such: there is no such program"):
         Valkey.prepare(Settings(home=root, valkey_bin="/no/such"))

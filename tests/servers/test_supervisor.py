@@ -139,7 +139,7 @@ def test_what_is_not_ready_when_it_starts_says_why(stage: Stage) -> None:
     with pytest.raises(ServerUnavailable, match="broken: it ended: no room; see "):
         stage.supervisor.start(Service(name="broken", argv=broken.argv, log=broken.log, ready=lambda: False))
     never = stage.service("never")
-    with pytest.raises(ServerUnavailable, match="never: it was not ready after 0.5 s: .*; see "):
+    with pytest.raises(ServerUnavailable, match=r"never: it was not ready after 0.5 s: .*; see "):
         stage.supervisor.start(
             Service(name="never", argv=never.argv, log=never.log, ready=lambda: False, ready_within=0.5)
         )
@@ -183,7 +183,11 @@ def test_the_watchdog_does_the_same_where_the_supervisor_was_killed(tmp_path: Pa
     process.stdout.close()
     _, left = psutil.wait_procs(family, 20)
     assert not left
-    told = [line[0] for line in (line.split() for line in (tmp_path / "journal").read_text().splitlines()) if line[1] == "told"]
+    told = [
+        line[0]
+        for line in (line.split() for line in (tmp_path / "journal").read_text().splitlines())
+        if line[1] == "told"
+    ]
     assert told == ["worker", "deaf", "database"]
 
 

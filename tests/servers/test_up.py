@@ -166,7 +166,7 @@ def test_a_killed_aegis_up_leaves_no_orphan_and_the_next_goes_on(aegis: CommandL
 def test_ctrl_c_lets_handlers_finish(aegis: CommandLine) -> None:
     with running(aegis, "--no-flower") as up:
         assert aegis("start", "Steps", "--id", "slow", "--data", '{"pause": 3}').status == 0
-        eventually("a handler runs", lambda: (aegis.folder / "ledger.jsonl").exists())
+        eventually("a handler runs", (aegis.folder / "ledger.jsonl").exists)
         assert up.end(signal.SIGINT) == 0
         assert "killed" not in up.screen
     with running(aegis, "--no-flower"):

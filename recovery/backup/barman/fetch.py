@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ....core.errors import BackupFailed
-from ..adapter import AGAIN, Base, number
+from ..adapter import AGAIN, Base, last_number
 from ..pages import first_segment, give_away
 from .program import SERVER, Barman
 
@@ -127,4 +127,4 @@ def _fetch(barman: Barman, first: str, wal: Path) -> int:
         whole = file.name.removesuffix(_PARTIAL)
         if whole[8:] >= first[8:] and not (wal / whole).exists():
             shutil.copy(file, wal / whole)
-    return max((number(name) for name in names | fresh if _SEGMENT.fullmatch(name)), default=0)
+    return last_number(name for name in names | fresh if _SEGMENT.fullmatch(name))

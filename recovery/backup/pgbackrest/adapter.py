@@ -19,7 +19,7 @@ from ....persistence.cluster import Archiver, Archiving, Facts
 from ....persistence.database import Database
 from ....servers import archiving
 from ....servers.archiving import STANZA
-from ..adapter import AGAIN, Base, Identity, number
+from ..adapter import AGAIN, Base, Identity, last_number, number
 from ..address import words
 from ..pages import first_segment, give_away
 from .program import FOLDER, PgBackRest, variables
@@ -174,7 +174,7 @@ class WithPgBackRest:
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(fetch, names))
-        return max((number(name) for name in names if not name.endswith(".history")), default=0)
+        return last_number(name for name in names if not name.endswith(".history"))
 
     def _archived(self) -> list[str]:
         archives = self._read_info().get("archive", [])
