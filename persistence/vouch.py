@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from sqlalchemy import Connection, func, select
-
-WAITS: Final = "aegis_waits"
-"""The execution option of a statement that waits for a standby, though it is no insert, update or delete."""
 
 
 def vouch(connection: Connection) -> None:
@@ -18,5 +13,4 @@ def vouch(connection: Connection) -> None:
     not have heard of it yet, it fails as any other write does.
     """
     if connection.dialect.name == "postgresql":
-        message = select(func.pg_logical_emit_message(True, "aegis", ""))
-        connection.execute(message.execution_options(**{WAITS: True}))
+        connection.execute(select(func.pg_logical_emit_message(True, "aegis", "")))

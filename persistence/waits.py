@@ -14,7 +14,6 @@ from typing import Any, Final
 from sqlalchemy import Engine, event
 
 from .hosts import Place
-from .vouch import WAITS
 
 LOOK_EVERY: Final = 1.0
 """How often those who wait are looked at (seconds)."""
@@ -23,9 +22,10 @@ _LONG: Final = 3.0
 
 
 class Waits:
-    """The connections of an engine that wait at the moment: for a commit, or for a statement that is its own.
+    """The connections of an engine that wait for an answer at the moment: to a commit, a statement, or a ping.
 
-    ``begun`` is called whenever one begins to; ``place_of`` says whom a driver's connection leads to.
+    To a read as well: a server that was killed in parts keeps connections that nobody answers any more. ``begun`` is
+    called whenever one begins to wait; ``place_of`` says whom a driver's connection leads to.
     """
 
     def __init__(self, engine: Engine, place_of: Callable[[Any], Place], begun: Callable[[], None]) -> None:
@@ -44,6 +44,13 @@ class Waits:
                 commit(connection)
 
         engine.dialect.do_commit = do_commit  # type: ignore[method-assign, assignment]
+        ping = engine.dialect.do_ping
+
+        def do_ping(connection: Any) -> bool:
+            with self.over(getattr(connection, "driver_connection", connection)):
+                return ping(connection)
+
+        engine.dialect.do_ping = do_ping  # type: ignore[method-assign, assignment]
         event.listen(engine, "before_cursor_execute", self._before)
         # Before those who may refuse the answer: it has come.
         event.listen(engine, "after_cursor_execute", self._after, insert=True)
@@ -69,10 +76,8 @@ class Waits:
         with self.lock:
             self._waiting.pop(id(connection), None)
 
-    def _before(self, connection: Any, _cursor: Any, _text: Any, _given: Any, context: Any, _many: bool) -> None:
-        writes = context.isinsert or context.isupdate or context.isdelete
-        if writes or context.execution_options.get(WAITS):
-            self.begin(connection.connection.driver_connection)
+    def _before(self, connection: Any, *_: Any) -> None:
+        self.begin(connection.connection.driver_connection)
 
     def _after(self, connection: Any, *_: Any) -> None:
         self.end(connection.connection.driver_connection)

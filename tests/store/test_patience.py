@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import stores
 from lonely import Lonely
@@ -89,6 +90,61 @@ def test_a_commit_goes_on_waiting_where_no_other_host_leads(kind: str, lonely: L
     assert not start.done()
     lonely.waits("")
     assert start.result(10) is True
+
+
+def read(database: Any, seconds: float) -> None:
+    """Ask something that is answered after so long."""
+    with database.statement() as connection:
+        connection.exec_driver_sql(f"SELECT pg_sleep({seconds})")
+
+
+def reads(kind: str, url: str, seconds: float) -> None:
+    if kind == "blocking":
+        database = Database(url, pool_size=1)
+        try:
+            read(database, seconds)
+        finally:
+            database.close()
+        return
+
+    async def ask() -> None:
+        awaited = AsyncDatabase(Database(url))
+        try:
+            await spawn(read, awaited, seconds)
+        finally:
+            await awaited.aclose()
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("kind", stores.ENGINES)
+def test_a_read_that_is_not_answered_where_another_leads_is_cut(kind: str, doors: Doors) -> None:
+    """A server that was killed in parts keeps connections that nobody answers any more."""
+    began = time.monotonic()
+    with pytest.raises(DatabaseUnavailable):
+        reads(kind, doors.url(doors.front, doors.back), 60)
+    assert time.monotonic() - began < 50
+
+
+@pytest.mark.parametrize("kind", stores.ENGINES)
+def test_a_read_goes_on_where_no_other_host_leads(kind: str, doors: Doors) -> None:
+    reads(kind, doors.url(doors.front, doors.shut), 5)
+
+
+def test_a_connection_that_does_not_even_answer_a_ping_is_cut(lonely: Lonely, doors: Doors) -> None:
+    database = Database(doors.url(doors.front, doors.back), pool_size=1, pre_ping=True)
+    try:
+        with database.statement() as connection:
+            pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        backend = psutil.Process(pid)
+        backend.suspend()
+        try:
+            with database.statement() as connection:
+                assert connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() != pid
+        finally:
+            backend.resume()
+    finally:
+        database.close()
 
 
 def leads_to(database: AsyncDatabase) -> str:
