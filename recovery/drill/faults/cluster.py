@@ -25,14 +25,25 @@ def lose_the_leader(scene: Scene) -> Fault:
     name = _leader(scene)
     scene.client.burst(WAITING)
     met = under_way(scene, at_least=WAITING // 2)
-    at = time.monotonic()
-    scene.box.supervisor.kill(name, stay_down=True)
+    at = _kill(scene, name)
     return Fault(
         at=at,
         told=f"{name}, which led, killed with {count(met)} under way",
         met=met,
         undo=lambda: scene.box.supervisor.revive(name),
     )
+
+
+def _kill(scene: Scene, name: str) -> float:
+    """Kill a node as its machine's loss does: every process of its PostgreSQL, and its agent; return when."""
+    (node,) = (node for node in _clustered(scene).cluster.layout.nodes if node.name == name)
+    postgres = psutil.Process(node.postmaster())
+    # A postmaster that is killed alone leaves children, some of which hang for ever with their client.
+    family = [postgres, *postgres.children(recursive=True)]
+    at = time.monotonic()
+    scene.box.supervisor.kill(name, stay_down=True)
+    to_each(family, psutil.Process.kill)
+    return at
 
 
 def before_a_switch_over(scene: Scene) -> Fault:
@@ -65,8 +76,7 @@ def lose_the_leader_of_those_behind(scene: Scene) -> Fault:
     time.sleep(_BEHIND_FOR)
     anchored_at = time.monotonic()
     scene.box.anchor()
-    at = time.monotonic()
-    scene.box.supervisor.kill(name, stay_down=True)
+    at = _kill(scene, name)
     # What has reached a socket, and not the disk, is gone as well: as it is when a line is cut.
     to_each(receivers, psutil.Process.kill)
     wait_for(lambda: _another_leads(servers, name), "the cluster", "no standby took over")

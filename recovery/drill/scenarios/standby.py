@@ -61,8 +61,8 @@ STANDBY: Final = (
         title="The database's primary is gone",
         objective="database-node",
         fault=cluster.lose_the_leader,
-        injects="SIGKILL to the PostgreSQL that leads and to its Patroni at once, in the middle of commits; both stay"
-        " away until all is done. Synchronous, three nodes.",
+        injects="SIGKILL to every process of the PostgreSQL that leads, and to its Patroni, in the middle of commits;"
+        " both stay away until all is done. Synchronous, three nodes.",
         shows="`nodes` in `aegis health` has one that does not answer; until a standby leads, `database` is down, and"
         " `start` and `send` raise `DatabaseUnavailable`.",
         check=(LOOK, STATUS),
