@@ -31,6 +31,14 @@ class Policy:
     most_waits: int = 8
     """After so many looks at an unmoved queue a workflow is rung again all the same."""
 
+    @property
+    def returns_within(self) -> timedelta:
+        """How long a worker has to speak again after a time in which nobody could.
+
+        Less than the time-out: it was not silent of itself, and speaks as soon as it can.
+        """
+        return self.heartbeat_timeout * 3 / 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
@@ -45,8 +53,10 @@ class Due:
     claimed: bool
     """Whether a worker has it in hand; whether that worker lives is another question."""
     strayed: bool = False
-    priority: int = 0
     """Whether its last bell was answered by a worker that does not know its type."""
+    priority: int = 0
+    interrupted: bool = False
+    """Whether an attempt was begun that has come to nothing: its worker is dead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +126,11 @@ def dead_workers(
     Silence counts from ``watched_since`` at the earliest, the moment from which sweeps have run
     without a gap: after the database was away, every worker first gets the time to speak again.
     """
-    return [beat.worker_id for beat in heartbeats if now - max(beat.seen_at, watched_since) > policy.heartbeat_timeout]
+    return [beat.worker_id for beat in heartbeats if _is_silent(beat.seen_at, policy, now, watched_since)]
+
+
+def _is_silent(spoke_at: datetime, policy: Policy, now: datetime, watched_since: datetime) -> bool:
+    return now > max(spoke_at + policy.heartbeat_timeout, watched_since + policy.returns_within)
 
 
 def abandoned(
@@ -152,7 +166,7 @@ def _is_abandoned(
     claim: Claimed, beat: Heartbeat | None, policy: Policy, now: datetime, watched_since: datetime
 ) -> bool:
     if beat is None:  # no such worker: it is dead, or its first heartbeat is still under way
-        return now - max(claim.claimed_at, watched_since) > policy.heartbeat_timeout
+        return _is_silent(claim.claimed_at, policy, now, watched_since)
     # A process that was forked while the last heartbeat was on its way is not in it yet.
     return claim.pid not in beat.pids and claim.claimed_at + policy.fork_margin < beat.seen_at
 

@@ -193,6 +193,7 @@ def due(connection: Connection, known: Collection[str], limit: int, *, urgent: b
             WorkflowRow.owner.is_not(None),
             WorkflowRow.strayed > 0,
             WorkflowRow.priority,
+            and_(WorkflowRow.attempt > 0, WorkflowRow.error.is_(None)),
         )
         .where(WorkflowRow.due_at <= sql.began(), kind.in_(known), *_of_priority(urgent))
         .order_by(WorkflowRow.priority.desc(), WorkflowRow.due_at)
@@ -210,6 +211,7 @@ def due(connection: Connection, known: Collection[str], limit: int, *, urgent: b
             claimed=row[6],
             strayed=row[7],
             priority=row[8],
+            interrupted=row[9],
         )
         for row in rows
     ]

@@ -136,5 +136,6 @@ def _ring_due(database: Database, broker: Doorbell, policy: Policy, known: froze
 
 
 def _bell(row: Due) -> Bell:
-    priority = overdue(row.priority) if row.rings else row.priority
+    # What should have moved, or was being moved when its worker died, is older than what waits.
+    priority = overdue(row.priority) if row.rings or row.interrupted else row.priority
     return Bell(workflow_id=row.workflow_id, seq=row.seq, queue=row.queue, label=row.label, priority=priority)

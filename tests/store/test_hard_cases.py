@@ -430,9 +430,15 @@ def test_what_is_rung_again_goes_ahead_of_what_was_never_rung(
     engine.start(Once(), id="lost")
     engine.start(Once(), id="urgent", priority=5)
     engine.start(Once(), id="new")
+    engine.start(Once(), id="interrupted")
+    claimed(database, "interrupted")
+    with database.statement() as connection:
+        watch.bury(connection, ["w@test"])
+    engine.start(Once(), id="failed")
+    sql(database, "UPDATE aegis_workflow SET attempt = 1, error = '{}' WHERE id = 'failed'")
     alive(database, "aegis")
     sql(database, "UPDATE aegis_workflow SET due_at = clock_timestamp() - interval '1 s'")
-    sql(database, "UPDATE aegis_workflow SET rings = 0 WHERE id = 'new'")
+    sql(database, "UPDATE aegis_workflow SET rings = 0 WHERE id IN ('new', 'failed')")
     rung: dict[str, int] = {}
 
     def ring(_self: Broker, bells: Sequence[Bell]) -> bool:
@@ -441,7 +447,7 @@ def test_what_is_rung_again_goes_ahead_of_what_was_never_rung(
 
     monkeypatch.setattr(Broker, "ring", ring)
     run_sweep(database, doorbell, POLICY)
-    assert rung == {"lost": 1, "urgent": 5, "new": 0}
+    assert rung == {"lost": 1, "urgent": 5, "new": 0, "interrupted": 1, "failed": 0}
 
 
 def test_a_sweep_whose_bells_did_not_go_out_leaves_alone_what_moved_meanwhile(

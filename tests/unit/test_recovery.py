@@ -144,10 +144,17 @@ def test_only_the_silent_of_several_are_dead() -> None:
     assert dead_workers(beats, POLICY, now=NOW, watched_since=LONG_AGO) == ["b", "d"]
 
 
-@pytest.mark.parametrize(("watched", "dead"), [(0, False), (5, False), (12, False), (12.1, True)])
-def test_silence_counts_from_when_sweeps_run_without_a_gap(watched: float, *, dead: bool) -> None:
+@pytest.mark.parametrize(("watched", "dead"), [(0, False), (5, False), (9, False), (9.1, True)])
+def test_who_could_not_speak_for_a_while_has_three_quarters_of_the_time_out_to_do_so(
+    watched: float, *, dead: bool
+) -> None:
     found = dead_workers([beat(seen=3600)], POLICY, now=NOW, watched_since=ago(watched))
     assert found == (["a"] if dead else [])
+
+
+def test_who_spoke_just_before_nobody_could_has_the_whole_time_out_from_then() -> None:
+    assert dead_workers([beat(seen=11)], POLICY, now=NOW, watched_since=ago(10)) == []
+    assert dead_workers([beat(seen=12.1)], POLICY, now=NOW, watched_since=ago(10)) == ["a"]
 
 
 def test_a_heartbeat_from_the_future_is_no_death() -> None:
@@ -195,7 +202,7 @@ def test_a_claim_of_a_worker_that_nobody_knows_is_abandoned_after_the_time_out(a
     assert is_abandoned(claimed("unknown", at=age)) is gone
 
 
-@pytest.mark.parametrize(("watched", "gone"), [(0, False), (12, False), (12.1, True)])
+@pytest.mark.parametrize(("watched", "gone"), [(0, False), (9, False), (9.1, True)])
 def test_the_time_of_an_unknown_worker_counts_from_when_sweeps_run_without_a_gap(watched: float, *, gone: bool) -> None:
     assert is_abandoned(claimed("unknown", at=3600), watched_since=ago(watched)) is gone
 
