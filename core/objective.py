@@ -53,14 +53,24 @@ DEFAULTS: Final = (
     _objective("disk", "room on the database's disk", 0, 10, "from the moment that there is room again"),
     _objective("tampering", "the truth of a row", 0, 5, "until the transition that was edited is named"),
     _objective(
-        "database-disk", "the database's disk, with an archive that commits wait for", 0, 60, "a GB restored, verified"
+        "database-disk",
+        "the database's disk, with an archive that commits wait for",
+        0,
+        60,
+        "from the first command until all that were under way moved; a database below 100 MB",
     ),
     _objective("database-node", "the database's host, with a standby", 0, 30, "until all that were under way moved"),
     _objective(
         "switch-over", "nothing: the lead is handed over", 0, 5, "the longest that nothing was acknowledged, or moved"
     ),
     _objective("region", "a region, with a standby elsewhere", 0, 45, "until all that were under way moved"),
-    _objective("operator", "rows, by mistake: to a point in time", 0, 60, "the restore of one GB, verified"),
+    _objective(
+        "operator",
+        "rows, by mistake: to a point in time",
+        0,
+        60,
+        "from the first command until all that were under way moved; a database below 100 MB",
+    ),
 )
 _NAMES: Final = tuple(objective.name for objective in DEFAULTS)
 
