@@ -54,8 +54,7 @@ BACKUPS: Final = (
         ),
         expect="The newest backup and all that was archived since come back, are verified beside the anchors, and put"
         " in place: some seconds, or minutes where there are 100,000 workflows. Where commits wait for the archive,"
-        " nothing"
-        " that was acknowledged is missing; where not, the last fraction of a second may be.",
+        " nothing that was acknowledged is missing; where not, the last fraction of a second may be.",
         over=(_NOTHING_GONE, _TAKE, FAILED, IS_WELL, IS_INTACT),
         advice="With a server of your own: `aegis restore --to latest --into DIRECTORY`, and start it on that.",
         from_healing=True,
