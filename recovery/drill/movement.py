@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from ...config.logging import get_logger
 from ...core.errors import DatabaseUnavailable
 from ...persistence import observe
 from ...persistence.database import Database, now
 from ...persistence.observe import Sight
 from .workload import DrillLong
+
+log = get_logger(__name__)
 
 _LOOK_EVERY: Final = 0.04
 # Rows of transactions that were committed a little later than others of their time are still seen.
@@ -103,6 +106,9 @@ class Movement:
                 self.look()
             except DatabaseUnavailable:
                 continue  # what happened meanwhile is seen once it answers again
+            except Exception:
+                # Whatever else a database that is being killed says: who stops looking now measures nothing.
+                log.critical("the watch of a drill failed", exc_info=True)
 
     def look(self) -> None:
         """Look once.
