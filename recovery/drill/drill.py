@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -12,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
 from ...core.errors import AegisError, DatabaseUnavailable, DrillNotRun, ServerUnavailable
-from ...core.finding import Severity
 from ...core.objective import Objective
 from ...persistence import observe
 from ...persistence.auditor import Auditor
@@ -20,7 +17,7 @@ from ...persistence.observe import Sight
 from ...tasks.scrub import sources
 from ...testing.invariants import Rules, check
 from ...testing.ledger import ACCEPTED, Entry, Ledger
-from . import measure
+from . import measure, said_of
 from .client import Client
 from .ledger import START, ClientLedger, Request
 from .movement import Move, Movement
@@ -41,7 +38,6 @@ _LOOK_EVERY: Final = 0.05
 _BEFORE: Final = 5.0
 _SHOWN: Final = 3
 _MOST_SAID: Final = 2000
-_EVENTS: Final = re.compile(r"^([\d,]+) events came after that", re.MULTILINE)
 
 Box = TypeVar("Box", bound=System)
 
@@ -347,11 +343,11 @@ class Drill(Generic[Box]):
             passed = status in command.expects and command.says in done.stdout
             said = "" if passed else (done.stdout + done.stderr)[-_MOST_SAID:]
             if fault.named is not None and stage == "check" and "--json" in argv:
-                self._named = _failures(done.stdout)
+                self._named = said_of.failures(done.stdout)
             if fault.anchored_at is not None and stage == "check" and "--json" in argv:
-                self._listed = _listed(done.stdout)
+                self._listed = said_of.listed(done.stdout)
             if fault.until is not None and "--dry-run" in argv:
-                self._again = (_sent_again(done.stdout), began)
+                self._again = (said_of.sent_again(done.stdout), began)
         self._ran.append(
             Ran(
                 command=str(command),
@@ -376,35 +372,12 @@ class Drill(Generic[Box]):
             return {sight.workflow_id: sight for sight in observe.sights(connection, self.prefix)}
 
 
-def _sent_again(stdout: str) -> int:
-    """Return how many events a restore says its senders can send again."""
-    found = _EVENTS.search(stdout)
-    return int(found[1].replace(",", "")) if found else 0
-
-
 def _is_steady(requests: Sequence[Request], moves: Sequence[Move]) -> bool:
     since = time.monotonic() - _STEADY_FOR
     answered = [request for request in requests if request.answered_at > since]
     old = requests and requests[0].answered_at < since
     moved = sum(move.transitions for move in moves if move.at > since)
     return bool(old) and all(r.acknowledged for r in answered) and len(answered) >= _STEADY and moved >= _STEADY
-
-
-def _failures(document: str) -> set[tuple[str, int]]:
-    """Return what `aegis verify --json` says was tampered with; what is only not anchored yet is not."""
-    try:
-        findings = json.loads(document)["findings"]
-    except (ValueError, KeyError):
-        return set()
-    return {(each["workflow_id"], each["seq"]) for each in findings if each["severity"] == Severity.FAILURE}
-
-
-def _listed(document: str) -> set[str]:
-    """Return the workflows that `aegis reconcile --json` says something is gone of."""
-    try:
-        return {each["workflow_id"] for each in json.loads(document)["lost"]}
-    except (ValueError, KeyError):
-        return set()
 
 
 def _accepted(request: Request) -> Entry:

@@ -6,6 +6,8 @@ Two addresses of one server stand for two servers: what waits on the one waits o
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -15,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import stores
+from local_engine import eventually
 from lonely import Lonely
 from private_servers import folder
 from store_workbench import RecordingRing
@@ -213,6 +216,31 @@ def test_the_event_loop_goes_on_meanwhile_and_nothing_is_left_at_the_end(lonely:
     assert timers == 0
     assert len(beats) > 30, "the loop stood still while a commit waited"
     lonely.waits("")
+
+
+def test_who_is_interrupted_in_a_statement_is_not_waited_for_any_more(lonely: Lonely, doors: Doors) -> None:
+    """As a time limit does in a thread: what is left over would be looked into for ever, and others with it."""
+    database = Database(doors.url(doors.front, doors.shut), pool_size=1)
+    ended: Future[str] = Future()
+
+    def ask() -> None:
+        try:
+            read(database, 2)
+        except KeyboardInterrupt:
+            ended.set_result("interrupted")
+        else:
+            ended.set_result("answered")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    waits = database._patience._waits
+    eventually("it waits", waits.anybody)
+    interrupt = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    assert interrupt(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)) == 1
+    assert ended.result(30) == "interrupted"
+    thread.join()
+    assert not waits.anybody()
+    database.close()
 
 
 def test_who_gives_up_waiting_is_not_waited_for_any_more(lonely: Lonely, doors: Doors) -> None:

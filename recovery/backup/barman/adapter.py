@@ -17,6 +17,7 @@ from ....persistence.cluster import Facts
 from ....persistence.database import Database
 from ....persistence.hosts import each_alone
 from ..adapter import Base, Identity, number
+from ..begun import Begun
 from . import fetch, receiver
 from .program import SERVER, Barman
 
@@ -77,10 +78,8 @@ class WithBarman:
             database.close()
         if self._folder.is_dir():
             return
-        if is_cluster and self._begun == facts.system:
-            problem = f"it is empty, and {where} has been backed up to it"
-            remedy = f"see that its disk is there; to begin anew, remove {self._note}"
-            raise BackupFailed(self.settings.backup_place, problem, remedy)
+        if is_cluster:
+            self._begun.refuse_empty(facts.system, where)
         if archived and not is_cluster:
             problem = f"it is empty, and {where} has a slot for an archive that was begun before"
             remedy = f"see that its disk is there; to begin anew: SELECT pg_drop_replication_slot('{cluster.SLOT}')"
@@ -100,7 +99,8 @@ class WithBarman:
             remedy = "take a full one; or set summarize_wal = on in PostgreSQL 17 or newer"
             raise BackupFailed("the backup", problem, remedy)
         arguments = [] if parent is None else ["--incremental", parent.id]
-        self._note_begun(facts.system)
+        self.settings.places.make()
+        self._begun.note(facts.system)
         with receiver.receiving(self.settings, self.barman):
             self._remove_what_failed()
             self._begin()
@@ -134,29 +134,8 @@ class WithBarman:
         return fetch.make(self.barman, base, data, wal)
 
     @property
-    def _note(self) -> Path:
-        """Our own note of where backups were begun: an empty mount point must not be taken for a new repository."""
-        return self.settings.home / "barman.json"
-
-    @property
-    def _begun(self) -> str | None:
-        try:
-            noted = json.loads(self._note.read_text())
-            return str(noted["system"]) if noted["place"] == self.settings.backup_place else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _note_begun(self, system: str) -> None:
-        if self._begun == system:
-            return
-        self.settings.places.make()
-        try:
-            self._note.write_text(json.dumps({"place": self.settings.backup_place, "system": system}) + "\n")
-        except OSError as error:
-            problem = f"{self._note} cannot be written ({error.strerror})"
-            raise BackupFailed(
-                f"AEGIS_HOME={self.settings.home}", problem, "see that it has room, and is ours"
-            ) from None
+    def _begun(self) -> Begun:
+        return Begun(self.settings.home / "barman.json", self.settings.backup_place)
 
     def _begin(self) -> None:
         """Archive a first segment: Barman wants to see that WAL arrives before it takes a backup."""

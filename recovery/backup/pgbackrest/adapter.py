@@ -21,6 +21,7 @@ from ....servers import archiving
 from ....servers.archiving import STANZA
 from ..adapter import AGAIN, Base, Identity, last_number, number
 from ..address import words
+from ..begun import Begun
 from ..pages import first_segment, give_away
 from .program import FOLDER, PgBackRest, variables
 
@@ -66,10 +67,8 @@ class WithPgBackRest:
             remedy = "have AEGIS's database in the default one"
             raise BackupFailed(where, "the server has tablespaces, which are not restored here", remedy)
         self._need_an_archiver(told, where)
-        if self._begun == facts.system and not self._info.get("db"):
-            problem = f"it is empty, and {where} has been backed up to it"
-            remedy = f"see that its disk is there; to begin anew, remove {self._note}"
-            raise BackupFailed(self.settings.backup_place, problem, remedy)
+        if not self._info.get("db"):
+            self._begun.refuse_empty(facts.system, where)
 
     def begin(self) -> None:
         """Have a repository that the server can archive to; there may be one already."""
@@ -77,10 +76,9 @@ class WithPgBackRest:
             if not self.settings.backup_bucket:
                 self.pgbackrest.own(self.settings.backups / FOLDER)
             self._call("the repository", "stanza-create")
-            begun = {"place": self.settings.backup_place, "system": str(self._read_info()["db"][-1]["system-id"])}
-            self._note.write_text(json.dumps(begun) + "\n")
+            self._begun.note(str(self._read_info()["db"][-1]["system-id"]))
         except OSError as error:
-            problem = f"{error.filename or self._note} cannot be written ({error.strerror})"
+            problem = f"{error.filename or self.settings.backup_place} cannot be written ({error.strerror})"
             raise BackupFailed(
                 self.settings.backup_place, problem, "see that it is there, has room, and is ours"
             ) from None
@@ -238,17 +236,8 @@ class WithPgBackRest:
         return self.pgbackrest.info(self.settings.backup_place)
 
     @property
-    def _note(self) -> Path:
-        """Our own note of where backups were begun: an empty mount point must not be taken for a new repository."""
-        return self.settings.places.pgbackrest / "begun.json"
-
-    @property
-    def _begun(self) -> str | None:
-        try:
-            noted = json.loads(self._note.read_text())
-            return str(noted["system"]) if noted["place"] == self.settings.backup_place else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+    def _begun(self) -> Begun:
+        return Begun(self.settings.places.pgbackrest / "begun.json", self.settings.backup_place)
 
     @staticmethod
     def _base(told: dict[str, Any]) -> Base:
