@@ -40,6 +40,7 @@ def reconcile_command(out: Output, *, accepting: bool, resume: bool, reason: str
             "epoch": found.epoch,
             "transitions": found.transitions,
             "lost": found.lost,
+            "unplaced": found.unplaced,
             "effects": found.effects,
             "effects_unknown": found.unknown,
             "paused": found.paused,
@@ -63,9 +64,11 @@ def _lines(found: Reconciliation) -> Iterator[str]:
     else:
         yield f"{found.transitions:,} transitions of {len(found.lost):,} workflows were anchored, and are gone:"
         yield from _some([_line(one) for one in found.lost])
+    if found.unplaced:
+        yield f"{found.unplaced:,} that were anchored are there, and have no place in the log, which ends before them"
     if found.record is not None:
         yield f"accepted: record {found.record} of aegis:system says so; `aegis verify` tells it, and alarms no more"
-    elif found.lost:
+    elif found.is_short:
         yield "-> `aegis reconcile --accept --reason ...`, once it is known what that meant outside"
     if found.unknown:
         yield f"{found.unknown:,} effects of which nobody here knows how they went; ask their providers, by the keys:"

@@ -204,6 +204,11 @@ class Replay:
         """How many entries there are so far."""
         return self._frontier.size
 
+    @property
+    def root(self) -> bytes:
+        """The root over these entries."""
+        return self._frontier.root
+
     def entries(self, anchors: Iterable[Anchor]) -> Iterator[tuple[int, Entry]]:
         """Go through the entries, with their places in the log."""
         for anchor in anchors:

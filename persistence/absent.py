@@ -140,7 +140,8 @@ def _losses(connection: Connection, seq: int) -> Iterator[tuple[str | None, str 
     rows = connection.execute(select(_L.log_index, _L.workflow_id, _L.seq, _L.hash).where(_L.lost_seq == seq)).all()
     entries = [(row[0], Entry(workflow_id=row[1], seq=row[2], hash=bytes(row[3]))) for row in rows]
     committed = None if record is None or record[0] != LOSS else _committed(record[1])
-    yield committed, loss_digest(entries).hex() if entries else None
+    # Of none, too: nothing may be lost but the end of the log, where a record says so.
+    yield committed, loss_digest(entries).hex()
 
 
 def _digest(removed: list[tuple[str, str, int, bytes | None]]) -> str | None:

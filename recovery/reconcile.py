@@ -14,7 +14,8 @@ from ..persistence import log as logs
 from ..persistence import lost, operations, records, watch
 from ..persistence.database import Database
 from ..tasks.scrub import sources
-from .restore.difference import beyond
+from .restore import difference
+from .restore.difference import Beyond
 from .restore.epoch import terms
 
 _MOST_EFFECTS: Final = 1000
@@ -48,6 +49,8 @@ class Reconciliation:
 
     epoch: int
     lost: Sequence[Lost]
+    unplaced: int
+    """So many transitions were anchored and are there, but the log that they had a place in ends before it."""
     effects: Sequence[Effect]
     """The first of those of which nobody knows how they went."""
     unknown: int
@@ -65,7 +68,12 @@ class Reconciliation:
     @property
     def is_done(self) -> bool:
         """Whether nothing is open."""
-        return not self.paused and not self.unknown and (not self.lost or self.record is not None)
+        return not self.paused and not self.unknown and (not self.is_short or self.record is not None)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the log ends before what was anchored of it."""
+        return bool(self.lost) or self.unplaced > 0
 
 
 def look(settings: Settings, database: Database) -> Reconciliation:
@@ -75,11 +83,12 @@ def look(settings: Settings, database: Database) -> Reconciliation:
         SinkUnavailable: a place of anchors cannot be read: what is gone is not known.
 
     """
-    entries = _gone(settings, database)
+    anchored = _beyond(settings, database)
+    gone = [] if anchored is None else difference.gone(database, anchored)
     with database.snapshot() as connection:
         there = {workflow_id for workflow_id, _ in lost.positions(connection)}
         by_id: dict[str, list[int]] = {}
-        for _, entry in entries:
+        for _, entry in gone:
             by_id.setdefault(entry.workflow_id, []).append(entry.seq)
         unknown, effects = lost.open_effects(connection, _MOST_EFFECTS)
         return Reconciliation(
@@ -88,6 +97,7 @@ def look(settings: Settings, database: Database) -> Reconciliation:
                 Lost(workflow_id=workflow_id, seqs=tuple(sorted(seqs)), whole=workflow_id not in there)
                 for workflow_id, seqs in sorted(by_id.items())
             ],
+            unplaced=0 if anchored is None else len(anchored.entries) - len(gone),
             effects=[_effect(one) for one in effects],
             unknown=unknown,
             paused=lost.stopped(connection, RECOVERY),
@@ -96,6 +106,8 @@ def look(settings: Settings, database: Database) -> Reconciliation:
 
 def accept(settings: Settings, database: Database, reason: str, *, resume: bool) -> Reconciliation:
     """Put on record that exactly what is gone is known to be; with ``resume``, let what was paused run again.
+
+    Where nothing is gone, and only the log is shorter than its anchors, the record says that.
 
     The record stands in the system's own chain, which is anchored like any other. The log goes on
     from where the anchors have it: they stay what they are, and everything else still alarms.
@@ -109,8 +121,8 @@ def accept(settings: Settings, database: Database, reason: str, *, resume: bool)
     found = look(settings, database)
     used = terms(settings)
     record = None
-    if found.lost:
-        entries = _anchored_beyond(settings, database)
+    if found.is_short:
+        entries = _continuation(settings, database)
         with database.transaction() as session:
             _, record = lost.accept(session, entries, reason, used)
     resumed = 0
@@ -134,20 +146,21 @@ def _effect(one: records.Effect) -> Effect:
     )
 
 
-def _gone(settings: Settings, database: Database) -> list[tuple[int, Entry]]:
-    """Return what is anchored and gone, from the place of anchors that knows most."""
-    return max((entries for _, entries in beyond(database, sources(settings))), key=len, default=[])
+def _beyond(settings: Settings, database: Database) -> Beyond | None:
+    """Return what is anchored from the end of the log on, from the place of anchors that knows most."""
+    return max(difference.beyond(database, sources(settings)), key=lambda found: len(found.entries), default=None)
 
 
-def _anchored_beyond(settings: Settings, database: Database) -> list[tuple[int, Entry]]:
-    """Return all that is anchored from the end of the log on, from the place that knows most."""
+def _continuation(settings: Settings, database: Database) -> Sequence[tuple[int, Entry]]:
+    """Return the same, where it goes on from what the log has."""
+    found = _beyond(settings, database)
     with database.snapshot() as connection:
         size = logs.state(connection).size
-    everything = beyond(database, sources(settings), only_missing=False)
-    entries = max((found for _, found in everything), key=len, default=[])
-    if not entries or entries[0][0] != size:
+        goes_on = found is not None and found.entries and logs.Tree(connection).root(found.size) == found.root
+    if found is None or not goes_on:
+        problem = f"it has {size} entries, and the anchors do not go on from there"
         remedy = (
             "an older log was already added to: put the anchors aside, and begin with new ones (docs/how-to/backup.md)"
         )
-        raise RestoreFailed("the log", f"it has {size} entries, and the anchors do not go on from there", remedy)
-    return entries
+        raise RestoreFailed("the log", problem, remedy)
+    return found.entries

@@ -18,7 +18,6 @@ from ...persistence.schema import deployment_name
 _SHOWN: Final = 10
 _MOST_EVENTS: Final = 1000
 _MOST_ABSENT: Final = 1000
-_PIECE: Final = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +96,23 @@ def _behind(ours: Iterator[tuple[str, int]], theirs: Iterator[tuple[str, int]]) 
 def with_anchors(copy: Database, known: Sources) -> list[Difference]:
     """Compare a copy with what was anchored, at each place."""
     # The handler that came after what was anchored may have been at work.
-    return [_tell(name, _spans(entries), beside=1) for name, entries in beyond(copy, known)]
+    return [_tell(found.source, _spans(gone(copy, found)), beside=1) for found in beyond(copy, known)]
 
 
-def beyond(
-    copy: Database, known: Sources, *, only_missing: bool = True
-) -> Iterator[tuple[str, list[tuple[int, Entry]]]]:
-    """Yield of each place of anchors what it has beyond the end of the log, with its places.
+@dataclass(frozen=True, kw_only=True)
+class Beyond:
+    """What a place of anchors has beyond the end of the log, with its places there."""
 
-    Of that, where ``only_missing``, what the database has not: transitions may be there that have no place yet.
+    source: str
+    entries: Sequence[tuple[int, Entry]] = ()
+    size: int
+    """How long the log is in the database."""
+    root: bytes
+    """The root that it would have by these anchors, were it what they are of."""
+
+
+def beyond(copy: Database, known: Sources) -> Iterator[Beyond]:
+    """Yield of each place of anchors what it has beyond the end of the log.
 
     Raises:
         SinkUnavailable: a place cannot be read.
@@ -115,23 +122,23 @@ def beyond(
         name, size = log_name(deployment_name(connection)), logs.state(connection).size
     for sink in known.sinks:
         found: list[tuple[int, Entry]] = []
-        piece: list[tuple[int, Entry]] = []
         replay = Replay(known.trusted, name)
+        root = replay.root
         for place, entry in replay.entries(sink.anchors()):
             if place >= size:
-                piece.append((place, entry))
-            if len(piece) >= _PIECE:
-                found += _missing(copy, piece) if only_missing else piece
-                piece = []
-        found += _missing(copy, piece) if only_missing else piece
+                found.append((place, entry))
+            elif replay.size == size:
+                root = replay.root
         # What no trusted key signed says nothing of what was lost.
         signed = 0 if replay.head is None else replay.head.size
-        yield sink.name, [(place, entry) for place, entry in found if place < signed]
+        entries = [(place, entry) for place, entry in found if place < signed]
+        yield Beyond(source=sink.name, entries=entries, size=size, root=root)
 
 
-def _missing(copy: Database, piece: Sequence[tuple[int, Entry]]) -> list[tuple[int, Entry]]:
+def gone(copy: Database, found: Beyond) -> list[tuple[int, Entry]]:
+    """Return what of that the database has not: transitions may be there, and only their places in the log are not."""
     with copy.snapshot() as connection:
-        return lost.missing(connection, piece)
+        return lost.missing(connection, found.entries)
 
 
 def _spans(entries: Sequence[tuple[int, Entry]]) -> Iterator[tuple[str, int, int]]:

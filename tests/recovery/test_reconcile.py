@@ -201,6 +201,56 @@ def test_a_log_that_went_on_already_is_said(postgres: PrivatePostgres, settings:
         assert value(old, "SELECT count(*) FROM aegis_log") == before
 
 
+def test_a_log_that_ends_before_what_it_was_anchored_of_is_brought_there_though_nothing_is_lost(
+    postgres: PrivatePostgres, settings: Settings
+) -> None:
+    """The transitions were committed before the point, and got their places in the log after it."""
+    with postgres.database(TEMPLATE) as url:
+        database = opened(url)
+        make_engine(database, RecordingRing()).start(Parcel(), id="first")
+        anchored(database, settings)
+        make_engine(database, RecordingRing()).start(Parcel(), id="second")
+        database.close()
+        with postgres.database(url.partition("?")[0].rpartition("/")[2]) as backup:
+            live, old = opened(url), opened(backup)
+            anchored(live, settings)
+            live.close()
+            assert audit(old, settings).everything().tampered
+            assert "committed transitions were lost" in anchored(old, settings).alarms[0]
+            found = look(settings, old)
+            assert (found.lost, found.unplaced, found.is_done) == ([], 1, False)
+
+            done = accept(settings, old, "a copy of before", resume=False)
+            assert (done.unplaced, done.record is not None, done.is_done) == (1, True, True)
+            assert anchored(old, settings).written == 1
+            assert look(settings, old).is_done
+            report = audit(old, settings).everything()
+            assert report.valid, (report.failures, report.problems)
+            assert Code.LOST not in report.counts
+            assert audit(old, settings).one("aegis:system").valid
+            # And that nothing is lost is what the record says: it excuses nothing else.
+            sql(old, "UPDATE aegis_log SET lost_seq = :record WHERE workflow_id = 'first'", record=done.record)
+            sql(old, "DELETE FROM aegis_transition WHERE workflow_id = 'first'")
+            codes = {(one.workflow_id, one.code) for one in audit(old, settings).everything().failures}
+            assert {("aegis:system", Code.PAYLOAD_MISMATCH), ("first", Code.TRUNCATED)} <= codes
+            old.close()
+
+
+def test_a_log_that_was_added_to_before_the_anchors_were_heard_of_is_not_gone_on_with(
+    postgres: PrivatePostgres, settings: Settings
+) -> None:
+    """Though the anchors go further still: what it has in the places of others would be taken for theirs."""
+    with put_back(postgres, settings) as (_, old):
+        make_engine(old, RecordingRing()).start(Once(), id="another")
+        anchor(old, [], None, Policy(interval=timedelta(minutes=1), every=1000), now=True)
+        assert look(settings, old).is_short
+        size = value(old, "SELECT size FROM aegis_log_state")
+        with pytest.raises(RestoreFailed, match=f"it has {size} entries, and the anchors do not go on from there"):
+            accept(settings, old, "", resume=False)
+        assert value(old, "SELECT size FROM aegis_log_state") == size
+        assert value(old, "SELECT count(*) FROM aegis_workflow WHERE id = 'aegis:system'") == 0
+
+
 def test_nothing_lost_is_nothing_to_accept(postgres: PrivatePostgres, settings: Settings) -> None:
     with postgres.database(TEMPLATE) as url:
         database = opened(url)
@@ -216,9 +266,9 @@ def test_two_at_once_write_one_record(postgres: PrivatePostgres, settings: Setti
     with put_back(postgres, settings) as (_, old):
         from aegis.recovery import reconcile  # noqa: PLC0415
 
-        entries = reconcile._anchored_beyond(settings, old)
+        entries = reconcile._continuation(settings, old)
         accept(settings, old, "", resume=False)
         with pytest.raises(LogBroken, match="it has gone on"), old.transaction() as session:
             reconcile.lost.accept(session, entries, "", terms(settings))
         with pytest.raises(RestoreFailed, match="the anchors do not go on from there"):
-            reconcile._anchored_beyond(settings, old)
+            reconcile._continuation(settings, old)
