@@ -8,6 +8,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -181,21 +182,32 @@ def _run(out: Output, folder: Path | None, drill: Callable[[Tell], Iterator[Repo
 
     reports, skipped = [], []
     _end_on_signals()
-    # What is away on purpose is not worth a line each time.
-    logging.getLogger("aegis").setLevel(logging.CRITICAL)
-    for found in drill(tell):
-        if isinstance(found, Skipped):
-            skipped.append(found)
-            continue
-        reports.append(found)
-        for place in (configured.places.drills, *([] if folder is None else [folder])):
-            keep(found, place, key)
+    with _quiet():
+        for found in drill(tell):
+            if isinstance(found, Skipped):
+                skipped.append(found)
+                continue
+            reports.append(found)
+            for place in (configured.places.drills, *([] if folder is None else [folder])):
+                keep(found, place, key)
     if key is None:
         out.warn("the reports are not sealed: there is no key; `aegis keys new anchor` makes one")
     out.show(_document(reports, skipped), lambda here: _render(here, configured, reports, skipped))
     if not reports:
         return EXIT_ERROR
     return EXIT_OK if all(each.passed for each in reports) else EXIT_NO
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What is away on purpose is not worth a line each time."""
+    logger = logging.getLogger("aegis")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _end_on_signals() -> None:

@@ -176,6 +176,6 @@ def test_a_backup_that_is_not_there(archiving: ArchivingSite) -> None:
 
 def test_a_place_that_cannot_be_written_is_an_alarm(archiving: ArchivingSite) -> None:
     (archiving.settings.places.pgbackrest / "begun.json").mkdir(parents=True)
-    with pytest.raises(BackupFailed, match=r"begun\.json cannot be written \(Is a directory\); see that it is there"):
+    with pytest.raises(BackupFailed, match=r"begun\.json cannot be written \(Is a directory\); see that it has room"):
         take.take(archiving.settings)
     assert "cannot be written (Is a directory)" in told(archiving).says
