@@ -83,6 +83,19 @@ class Heartbeat:
     types: frozenset[str]
     queues: frozenset[str]
     seen_at: datetime
+    broker: str | None = None
+    """The address of the broker at which it listens; None: it does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brokers:
+    """The brokers at which workers listened, each with since when none does (None: some do); those left just now.
+
+    What waits there is heard by nobody, and no sweep elsewhere can tell: it looks at the queues of its own broker.
+    """
+
+    known: Mapping[str, datetime | None]
+    left: frozenset[str] = frozenset()
 
 
 def to_ring(due: Sequence[Due], queue_lengths: Mapping[str | None, int], policy: Policy) -> list[Due]:
@@ -169,6 +182,36 @@ def _is_abandoned(
         return _is_silent(claim.claimed_at, policy, now, watched_since)
     # A process that was forked while the last heartbeat was on its way is not in it yet.
     return claim.pid not in beat.pids and claim.claimed_at + policy.fork_margin < beat.seen_at
+
+
+def brokers(
+    before: Mapping[str, datetime | None],
+    living: Sequence[Heartbeat],
+    dead: Sequence[Heartbeat],
+    policy: Policy,
+    *,
+    now: datetime,
+) -> Brokers:
+    """Return the brokers at which workers listen, or did; ``left`` are those at which none has for too long.
+
+    Each is left once. Without a worker elsewhere, or where one does not say where it listens, nothing is decided:
+    whoever comes next may listen to the same.
+    """
+    listening = {beat.broker for beat in living}
+    if not listening or None in listening:
+        return Brokers(known=before)
+    known: dict[str, datetime | None] = {broker: None for broker in listening if broker is not None}
+    left = set()
+    for broker, since in before.items():
+        if broker in known:
+            continue
+        spoke = [beat.seen_at for beat in dead if beat.broker == broker]
+        silent_since = since or max(spoke, default=now)
+        if now - silent_since > policy.heartbeat_timeout:
+            left.add(broker)
+        else:
+            known[broker] = silent_since
+    return Brokers(known=known, left=frozenset(left))
 
 
 def is_overdue(deadline: datetime | None, *, now: datetime) -> bool:

@@ -348,6 +348,8 @@ class WorkerRow(Base):
     seen_at: Mapped[datetime]
     epoch: Mapped[int | None] = mapped_column(BigInteger)
     """The deployment's epoch that it began in."""
+    broker: Mapped[str | None]
+    """The address of the broker at which it listens, without its password."""
 
 
 class SweepRow(Base):
@@ -358,6 +360,8 @@ class SweepRow(Base):
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     ran_at: Mapped[datetime]
     since: Mapped[datetime]
+    brokers: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    """The brokers at which workers listened, each with since when none does (seconds since 1970); null: some do."""
 
     __table_args__ = (CheckConstraint("id = 1", name="aegis_sweep_is_one"),)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Text, and_, case, cast, delete, func, null, or_, select, update
@@ -29,10 +29,14 @@ _RELEASED: Final[Mapping[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """The database's time, and since when sweeps have run without a gap."""
+    """The database's time, since when sweeps have run without a gap, and where workers listened by then.
+
+    ``brokers`` has, of each, since when none listens there; None: some do.
+    """
 
     now: datetime
     since: datetime
+    brokers: Mapping[str, datetime | None]
 
 
 def begin_sweep(connection: Connection, gap: timedelta) -> Watch:
@@ -44,9 +48,10 @@ def begin_sweep(connection: Connection, gap: timedelta) -> Watch:
         update(SweepRow)
         .where(SweepRow.id == 1)
         .values(ran_at=now, since=case((begins, now), else_=SweepRow.since))
-        .returning(SweepRow.since, now)
+        .returning(SweepRow.since, now, SweepRow.brokers)
     ).one()
-    return Watch(since=row[0], now=row[1])
+    left = {url: None if since is None else datetime.fromtimestamp(since, UTC) for url, since in row[2].items()}
+    return Watch(since=row[0], now=row[1], brokers=left)
 
 
 # --- workers ----------------------------------------------------------------------------
@@ -64,6 +69,8 @@ class Worker:
     types: tuple[str, ...]
     epoch: int | None = None
     """The deployment's epoch that it began in; None: it began before it could ask."""
+    broker: str | None = None
+    """Where it listens: a broker's address, without its password."""
 
 
 def beat(connection: Connection, worker: Worker) -> bool:
@@ -79,6 +86,7 @@ def beat(connection: Connection, worker: Worker) -> bool:
         "types": list(worker.types),
         "seen_at": now,
         "epoch": worker.epoch,
+        "broker": worker.broker,
     }
     connection.execute(
         sql.upsert(WorkerRow)
@@ -97,7 +105,7 @@ def current_epoch(connection: Connection) -> int:
 def heartbeats(connection: Connection) -> list[Heartbeat]:
     """Return the last sign of life of every worker that has not left."""
     rows = connection.execute(
-        select(WorkerRow.id, WorkerRow.pids, WorkerRow.types, WorkerRow.queues, WorkerRow.seen_at)
+        select(*(WorkerRow.id, WorkerRow.pids, WorkerRow.types, WorkerRow.queues, WorkerRow.seen_at, WorkerRow.broker))
     )
     return [
         Heartbeat(
@@ -106,9 +114,16 @@ def heartbeats(connection: Connection) -> list[Heartbeat]:
             types=frozenset(row.types),
             queues=frozenset(row.queues),
             seen_at=row.seen_at,
+            broker=row.broker,
         )
         for row in rows
     ]
+
+
+def keep_brokers(connection: Connection, known: Mapping[str, datetime | None]) -> None:
+    """Write down at which brokers workers listen, or did until when."""
+    told = {url: None if since is None else since.timestamp() for url, since in known.items()}
+    connection.execute(update(SweepRow).values(brokers=told))
 
 
 def living(connection: Connection, timeout: timedelta) -> int:

@@ -15,7 +15,7 @@ from ..config.logging import get_logger
 from ..core import recovery
 from ..core.bell import Bell, overdue
 from ..core.errors import BrokerUnavailable
-from ..core.recovery import Due, Heartbeat, Policy
+from ..core.recovery import Brokers, Due, Heartbeat, Policy
 from ..persistence import watch
 from ..persistence.database import Database
 
@@ -60,12 +60,17 @@ def sweep(database: Database, broker: Doorbell, policy: Policy) -> Swept:
         DatabaseUnavailable: what was not done yet is done by the next one.
 
     """
-    living, dead, freed = _free(database, policy)
+    living, dead, freed, brokers = _free(database, policy)
     known = frozenset[str]().union(*(beat.types for beat in living))
+    if brokers.left:
+        _give_up(database, brokers, policy)
     try:
         forgot = not broker.remembers()
         if forgot:
-            _ring_everything(database, broker, policy)
+            found = _make_due(database, policy)
+            # Only now: if we die before, the next sweep finds the mark missing still.
+            broker.remember()
+            (log.warning if found else log.info)("the broker remembers nothing", rung_again=found)
         rung = _ring_due(database, broker, policy, known) if known else 0
     except BrokerUnavailable as error:
         # What is due stays due, and is rung by the first sweep that reaches the broker again.
@@ -77,8 +82,8 @@ def sweep(database: Database, broker: Doorbell, policy: Policy) -> Swept:
     return swept
 
 
-def _free(database: Database, policy: Policy) -> tuple[list[Heartbeat], tuple[str, ...], int]:
-    """Bury the dead, free what nobody has in hand any more; return the living, the dead, the count."""
+def _free(database: Database, policy: Policy) -> tuple[list[Heartbeat], tuple[str, ...], int, Brokers]:
+    """Bury the dead, free what nobody has in hand any more; return the living, the dead, the count, the brokers."""
     with database.transaction() as session:
         connection = session.connection()
         now = watch.begin_sweep(connection, policy.heartbeat_timeout)
@@ -88,19 +93,30 @@ def _free(database: Database, policy: Policy) -> tuple[list[Heartbeat], tuple[st
         living = [beat for beat in beats if beat.worker_id not in dead]
         left = recovery.abandoned(watch.claims(connection), living, policy, now=now.now, watched_since=now.since)
         freed += watch.release(connection, left)
-    return living, tuple(dead), freed
+        silent = [beat for beat in beats if beat.worker_id in dead]
+        brokers = recovery.brokers(now.brokers, living, silent, policy, now=now.now)
+        # Those that are left stay until what waited there is due.
+        if not brokers.left and brokers.known != now.brokers:
+            watch.keep_brokers(connection, brokers.known)
+    return living, tuple(dead), freed, brokers
 
 
-def _ring_everything(database: Database, broker: Doorbell, policy: Policy) -> None:
-    """Make everything due that could run: whatever bells were under way are gone."""
+def _give_up(database: Database, brokers: Brokers, policy: Policy) -> None:
+    """Have everything rung again, elsewhere: it may wait where nobody listens any more."""
+    found = _make_due(database, policy)
+    with database.statement() as connection:
+        watch.keep_brokers(connection, brokers.known)
+    log.warning("nobody listens at a broker any more", brokers=sorted(brokers.left), rung_again=found)
+
+
+def _make_due(database: Database, policy: Policy) -> int:
+    """Make everything due that could run: whatever bells were under way are gone; return how much that is."""
     found = 0
     with database.statement() as connection:
         # A few at a time: each is locked only for a moment, and the workers wait for none of it.
         while some := watch.all_due(connection, policy, _BATCH):
             found += some
-    # Only now: if we die before, the next sweep finds the mark missing still.
-    broker.remember()
-    (log.warning if found else log.info)("the broker remembers nothing", rung_again=found)
+    return found
 
 
 def _ring_due(database: Database, broker: Doorbell, policy: Policy, known: frozenset[str]) -> int:

@@ -24,6 +24,7 @@ from ..core.workflow import registry
 from ..persistence import schema, watch
 from ..persistence.database import Database
 from ..tasks import entry
+from ..tasks.broker import Broker
 
 log = get_logger(__name__)
 
@@ -87,6 +88,7 @@ class HeartbeatStep(bootsteps.StartStopStep):
             "pid": os.getpid(),
             "forks": self._forks,
             "queues": sorted(parent.app.amqp.queues.consume_from),
+            "broker": Broker(parent.app).url,
             "types": registry.known(),
         }
         self._spawn()

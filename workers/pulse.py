@@ -93,6 +93,7 @@ class Pulse:
                     queues=tuple(map(str, self._told["queues"])),  # type: ignore[call-overload]
                     types=tuple(map(str, self._told["types"])),  # type: ignore[call-overload]
                     epoch=self._epoch,
+                    broker=str(self._told["broker"]),
                 ),
             )
         if not lives:

@@ -367,7 +367,7 @@ def test_a_claim_that_its_own_hand_forgot_is_freed_as_soon_as_it_takes_another(
         claimed(database, workflow_id, hand=hand)
     with database.statement() as connection:
         watch.beat(connection, Worker(id="w@test", host="h", pid=1, pids=(7,), queues=("aegis",), types=KNOWN))
-    _, dead, freed = sweep._free(database, POLICY)
+    _, dead, freed, _ = sweep._free(database, POLICY)
     assert (dead, freed) == ((), 1)
     assert row(database, "forgotten").owner is None
     assert row(database, "held").owner == "w@test"
@@ -421,6 +421,53 @@ def test_a_queue_that_nobody_listens_to_is_not_rung_for_ever(
         run_sweep(database, doorbell, POLICY)
     # The bells of the starts were never rung here: they are rung once, and then only wait.
     assert doorbell.lengths(["belt"]) == {"belt": 20}
+
+
+def listens(database: Database, name: str, broker: str, *, silent_for: float = 0) -> None:
+    worker = Worker(id=name, host="h", pid=1, pids=(1,), queues=("aegis",), types=KNOWN, broker=broker)
+    with database.statement() as connection:
+        watch.beat(connection, worker)
+    gone = "UPDATE aegis_worker SET seen_at = seen_at - make_interval(secs => :by) WHERE id = :name"
+    sql(database, gone, by=silent_for, name=name)
+
+
+def test_what_waits_at_a_broker_that_nobody_listens_to_any_more_is_rung_elsewhere(
+    engine: DurableWorkflowEngine, database: Database, doorbell: Broker
+) -> None:
+    """As many bells as are due wait here: by the queue alone nothing of it is lost."""
+    for number in range(20):
+        engine.start(Once(), id=f"o-{number}")
+    listens(database, "here", doorbell.url)
+    listens(database, "there", "redis://there")
+    assert doorbell.ring([Bell(workflow_id="another", seq=0, queue=None, label="l")] * 100)
+    sql(database, "UPDATE aegis_workflow SET due_at = clock_timestamp() - interval '1 s'")
+    assert run_sweep(database, doorbell, POLICY).rung == 0
+
+    sql(database, "UPDATE aegis_sweep SET since = since - interval '1 hour'")
+    listens(database, "there", "redis://there", silent_for=60)
+    assert run_sweep(database, doorbell, POLICY).rung == 20
+    sql(database, "UPDATE aegis_workflow SET due_at = clock_timestamp() - interval '1 s'")
+    assert run_sweep(database, doorbell, POLICY).rung == 0, "once: it is rung here now"
+
+
+def test_a_sweep_that_dies_before_all_of_it_is_due_leaves_it_to_the_next(
+    engine: DurableWorkflowEngine, database: Database, doorbell: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.start(Once(), id="o")
+    listens(database, "here", doorbell.url)
+    listens(database, "there", "redis://there")
+    assert doorbell.ring([Bell(workflow_id="another", seq=0, queue=None, label="l")] * 100)
+    run_sweep(database, doorbell, POLICY)
+    sql(database, "UPDATE aegis_sweep SET since = since - interval '1 hour'")
+    listens(database, "there", "redis://there", silent_for=60)
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "_make_due", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            run_sweep(database, doorbell, POLICY)
+    assert row(database, "o").rings == 1
+    # By now the dead worker is forgotten; where it listened is not, and since when nobody does.
+    sql(database, "UPDATE aegis_sweep SET brokers = jsonb_set(brokers, '{redis://there}', '0')")
+    assert run_sweep(database, doorbell, POLICY).rung == 1
 
 
 def test_what_is_rung_again_goes_ahead_of_what_was_never_rung(

@@ -934,9 +934,9 @@ UNPROVEN: Final[dict[str, dict[str, str]]] = {
         _EFFECT,
     ),
     "aegis_worker": dict.fromkeys(
-        ("id", "host", "pid", "pids", "queues", "types", "started_at", "seen_at", "epoch"), _LIVES
+        ("id", "host", "pid", "pids", "queues", "types", "started_at", "seen_at", "epoch", "broker"), _LIVES
     ),
-    "aegis_sweep": dict.fromkeys(("id", "ran_at", "since"), _LIVES),
+    "aegis_sweep": dict.fromkeys(("id", "ran_at", "since", "brokers"), _LIVES),
     "aegis_deployment": {
         "id": "there is one row",
         "created_at": "nothing is decided by it",

@@ -8,7 +8,18 @@ from typing import Any, Final
 
 import pytest
 
-from aegis.core.recovery import Claimed, Due, Heartbeat, Policy, abandoned, dead_workers, next_look, to_ring
+from aegis.core.recovery import (
+    Brokers,
+    Claimed,
+    Due,
+    Heartbeat,
+    Policy,
+    abandoned,
+    brokers,
+    dead_workers,
+    next_look,
+    to_ring,
+)
 
 NOW: Final = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 LONG_AGO: Final = NOW - timedelta(days=1)
@@ -228,3 +239,44 @@ def test_what_a_hand_held_before_it_took_something_else_is_abandoned() -> None:
     others = [claimed(thread=2, at=900), claimed(pid=8, at=900), claimed("b", at=900)]
     living = [beat("a", pids={7, 8}), beat("b", pids={7})]
     assert abandoned([held, *others, left], living, POLICY, now=NOW, watched_since=LONG_AGO) == [left]
+
+
+# --- where somebody listens -------------------------------------------------------------------
+
+
+def listener(broker: str | None, *, seen: float = 0) -> Heartbeat:
+    types = queues = pids = frozenset[Any]()
+    return Heartbeat(worker_id="w", pids=pids, types=types, queues=queues, seen_at=ago(seen), broker=broker)
+
+
+HERE, THERE = listener("here"), listener("there", seen=20)
+
+
+@pytest.mark.parametrize(
+    ("before", "living", "dead", "expected"),
+    [
+        ({}, [HERE], [], Brokers(known={"here": None})),
+        ({"here": None}, [HERE, listener("there")], [], Brokers(known={"here": None, "there": None})),
+        # Found dead at this moment, and silent for long: left at once.
+        ({"here": None, "there": None}, [HERE], [THERE], Brokers(known={"here": None}, left=frozenset({"there"}))),
+        # Another listens there.
+        (
+            {"here": None, "there": None},
+            [HERE, listener("there")],
+            [THERE],
+            Brokers(known={"here": None, "there": None}),
+        ),
+        # It left of itself, or its neighbour buried it: it has the time to come back.
+        ({"here": None, "there": None}, [HERE], [], Brokers(known={"here": None, "there": NOW})),
+        ({"here": None, "there": ago(12)}, [HERE], [], Brokers(known={"here": None, "there": ago(12)})),
+        ({"here": None, "there": ago(13)}, [HERE], [], Brokers(known={"here": None}, left=frozenset({"there"}))),
+        ({"here": None, "there": ago(13)}, [HERE, listener("there")], [], Brokers(known={"here": None, "there": None})),
+        # Nobody listens elsewhere, or one that does not say where: nothing is decided.
+        ({"there": None}, [], [THERE], Brokers(known={"there": None})),
+        ({"here": None, "there": ago(99)}, [HERE, listener(None)], [], Brokers(known={"here": None, "there": ago(99)})),
+    ],
+)
+def test_a_broker_is_left_once_nobody_has_listened_there_for_too_long(
+    before: dict[str, datetime | None], living: list[Heartbeat], dead: list[Heartbeat], expected: Brokers
+) -> None:
+    assert brokers(before, living, dead, POLICY, now=NOW) == expected
