@@ -147,10 +147,12 @@ class Database:
         except ModuleNotFoundError as error:
             remedy = "pip install 'aegis-workflows[binary]'"
             raise ConfigurationError(self.url, f"its driver {error.name} is not installed", remedy) from error
-        from . import replicated  # noqa: PLC0415 - SQLite needs no driver for PostgreSQL
+        from . import levels, replicated  # noqa: PLC0415 - SQLite needs no driver for PostgreSQL
 
         event.listen(made, "handle_error", see_through)
+        levels.keep_here(made)
         replicated.watch(made)
+        hosts.be_missed(made, self.address)
         if hosts.are_several(self.address):
             from .patience import Patience  # noqa: PLC0415 - likewise
 
