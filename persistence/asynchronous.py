@@ -24,7 +24,7 @@ from . import sqlite
 from .awaited_patience import AwaitedPatience
 from .database import Database, see_through
 from .doubt import doubt_in
-from .hosts import Place, Preference
+from .hosts import Place, Preference, liveness
 from .outage import reason_of
 from .racing import first_to_serve
 
@@ -99,6 +99,7 @@ class AsyncDatabase(Database):
 
     def _postgresql(self, sizes: Mapping[str, Any], *, pre_ping: bool) -> AsyncEngine:
         plain = self.address.set(drivername="postgresql").difference_update_query(_LIBPQ_ALONE)
+        self._liveness = liveness(self.address)
         self._plain, self._places = _places(plain)
         made = create_async_engine(
             "postgresql+asyncpg://",
@@ -121,6 +122,7 @@ class AsyncDatabase(Database):
         if (place := self._leads_to.get(made)) is not None:
             self._preference.served(place)
         _keep_alive(made)
+        await made.execute(self._liveness)
         self._doubts[made] = []
         made.add_log_listener(self._hear)
         return made

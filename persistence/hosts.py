@@ -30,6 +30,13 @@ _SEVERAL: Final[Mapping[str, Any]] = {
     "keepalives_interval": 1,
     "tcp_user_timeout": 4_000,
 }
+# What a server calls what libpq is told.
+_THEIRS: Final[Mapping[str, str]] = {
+    "tcp_keepalives_idle": "keepalives_idle",
+    "tcp_keepalives_interval": "keepalives_interval",
+    "tcp_keepalives_count": "keepalives_count",
+    "tcp_user_timeout": "tcp_user_timeout",
+}
 
 
 def are_several(address: URL) -> bool:
@@ -47,6 +54,30 @@ def timeouts(url: str) -> dict[str, Any]:
     """Return after how long libpq is to leave a host, but for what an address says itself."""
     told = connect_args(make_url(url))
     return {name: value for name, value in told.items() if name != "application_name"}
+
+
+def liveness(address: URL) -> str:
+    """Return what a server is to be told at first: that it leaves us as soon as we would leave it.
+
+    Left to its kernel it takes two hours to notice that a host went dark. So long everything stays locked that a
+    transaction from there had, and the log takes up nothing that came after it. As a statement, not as an option of the
+    connection: poolers in between refuse those that they do not know.
+    """
+    told = {**connect_args(address), **address.query}
+    return "; ".join(f"SET {theirs} = {int(str(told[ours]))}" for theirs, ours in _THEIRS.items())
+
+
+def be_missed(engine: Engine, address: URL) -> None:
+    """Have the server notice in seconds that this host went dark, on every connection of an engine on psycopg2."""
+    said = liveness(address)
+
+    def tell(connection: Any, _record: Any) -> None:
+        connection.autocommit = True  # it holds whatever becomes of the first transaction
+        with connection.cursor() as cursor:
+            cursor.execute(said)
+        connection.autocommit = False
+
+    event.listen(engine, "connect", tell)
 
 
 def each_alone(url: str) -> Iterator[tuple[str, str]]:

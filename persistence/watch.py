@@ -145,13 +145,16 @@ def neighbours(connection: Connection, host: str) -> list[tuple[str, int]]:
     return [(row.id, row.pid) for row in rows]
 
 
-def bury(connection: Connection, worker_ids: Sequence[str]) -> int:
-    """Forget workers, and make all they had in hand due at once; return how much that was."""
+def bury(connection: Connection, worker_ids: Sequence[str], *, wait: bool = True) -> int:
+    """Forget workers, and make all they had in hand due at once; return how much that was.
+
+    Without ``wait``, what an open transaction holds is left to whoever looks later: of a process that is stopped, and
+    not dead, it may stay open for long.
+    """
     if not worker_ids:
         return 0
-    freed = connection.execute(
-        update(WorkflowRow).where(WorkflowRow.owner.in_(worker_ids)).values(**_RELEASED)
-    ).rowcount
+    theirs = select(WorkflowRow.id).where(WorkflowRow.owner.in_(worker_ids)).with_for_update(skip_locked=not wait)
+    freed = connection.execute(update(WorkflowRow).where(WorkflowRow.id.in_(theirs)).values(**_RELEASED)).rowcount
     connection.execute(delete(WorkerRow).where(WorkerRow.id.in_(worker_ids)))
     return freed
 
@@ -171,16 +174,12 @@ def claims(connection: Connection) -> list[Claimed]:
 
 
 def release(connection: Connection, abandoned: Sequence[Claimed]) -> int:
-    """Make abandoned claims due at once; one that was taken again in the meantime stays as it is."""
+    """Make abandoned claims due at once; one that was taken again, or is held, in the meantime stays as it is."""
     freed = 0
     for claim in abandoned:
-        freed += connection.execute(
-            update(WorkflowRow)
-            .where(
-                WorkflowRow.id == claim.workflow_id, WorkflowRow.claim == claim.claim, WorkflowRow.owner == claim.owner
-            )
-            .values(**_RELEASED)
-        ).rowcount
+        left = (WorkflowRow.id == claim.workflow_id, WorkflowRow.claim == claim.claim, WorkflowRow.owner == claim.owner)
+        free = select(WorkflowRow.id).where(*left).with_for_update(skip_locked=True)
+        freed += connection.execute(update(WorkflowRow).where(WorkflowRow.id.in_(free)).values(**_RELEASED)).rowcount
     return freed
 
 

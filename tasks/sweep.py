@@ -89,7 +89,7 @@ def _free(database: Database, policy: Policy) -> tuple[list[Heartbeat], tuple[st
         now = watch.begin_sweep(connection, policy.heartbeat_timeout)
         beats = watch.heartbeats(connection)
         dead = recovery.dead_workers(beats, policy, now=now.now, watched_since=now.since)
-        freed = watch.bury(connection, dead)
+        freed = watch.bury(connection, dead, wait=False)
         living = [beat for beat in beats if beat.worker_id not in dead]
         left = recovery.abandoned(watch.claims(connection), living, policy, now=now.now, watched_since=now.since)
         freed += watch.release(connection, left)

@@ -396,6 +396,30 @@ def test_sweeps_that_are_always_far_apart_find_the_dead_all_the_same(
     assert row(database, "o").owner is None
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["found dead", "dead before"])
+def test_a_sweep_does_not_wait_for_what_the_dead_hold(
+    engine: DurableWorkflowEngine, database: Database, *, known: bool
+) -> None:
+    """A process that is stopped in the middle of a transaction keeps it open for as long as it is."""
+    for workflow_id in ("held", "free"):
+        engine.start(Once(), id=workflow_id)
+        claimed(database, workflow_id)
+    if known:
+        with database.statement() as connection:
+            watch.beat(connection, Worker(id="w@test", host="h", pid=1, pids=(4711,), queues=("aegis",), types=KNOWN))
+    sql(database, "UPDATE aegis_worker SET seen_at = seen_at - interval '1 hour'")
+    sql(database, "UPDATE aegis_workflow SET claimed_at = claimed_at - interval '1 hour'")
+    sql(database, "UPDATE aegis_sweep SET ran_at = clock_timestamp(), since = clock_timestamp() - interval '1 hour'")
+    impatient = with_options(database, "-clock_timeout=5s")
+    with database.transaction() as session:
+        session.execute(text("SELECT 1 FROM aegis_workflow WHERE id = 'held' FOR UPDATE"))
+        assert sweep._free(impatient, POLICY)[2] == 1
+    assert (row(database, "held").owner, row(database, "free").owner) == ("w@test", None)
+    assert sweep._free(impatient, POLICY)[2] == 1
+    assert row(database, "held").owner is None
+    impatient.close()
+
+
 @pytest.fixture
 def doorbell(broker: PrivateBroker, tmp_path: Path) -> Broker:
     """A real broker, under a prefix of the test's own."""
