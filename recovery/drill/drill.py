@@ -299,8 +299,8 @@ class Drill(Generic[Box]):
         if self._again is not None:
             listed, typed = self._again
             yield measure.of_the_events(measure.events_given_up(requests, fault, typed), listed)
-        if fault.anchored_at is not None:
-            yield measure.of_what_is_listed(counted, self._listed, fault.anchored_at)
+        if fault.anchored is not None:
+            yield measure.of_what_is_listed(counted, self._listed, fault.anchored)
 
     def _repeated(self, entries: Sequence[Entry]) -> int | None:
         if not self.box.effects:
@@ -344,7 +344,7 @@ class Drill(Generic[Box]):
             said = "" if passed else (done.stdout + done.stderr)[-_MOST_SAID:]
             if fault.named is not None and stage == "check" and "--json" in argv:
                 self._named = said_of.failures(done.stdout)
-            if fault.anchored_at is not None and stage == "check" and "--json" in argv:
+            if fault.anchored is not None and stage == "check" and "--json" in argv:
                 self._listed = said_of.listed(done.stdout)
             if fault.until is not None and "--dry-run" in argv:
                 self._again = (said_of.sent_again(done.stdout), began)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -102,8 +102,14 @@ def _ambiguous(requests: Iterable[Request], sights: Mapping[str, Sight]) -> int:
 
 
 def loss(lost: Sequence[Request], at: float) -> float:
-    """Return how far back from the fault acknowledged work was lost (seconds); 0 if nothing was."""
-    return max([_LEAST, *(at - request.answered_at for request in lost)]) if lost else 0.0
+    """Return of how long a time acknowledged work was lost (seconds); 0 if nothing was.
+
+    From the first of it until the fault, or until the last of it: who was cut off may go on for a while.
+    """
+    if not lost:
+        return 0.0
+    times = [request.answered_at for request in lost]
+    return max(_LEAST, max(at, *times) - min(times))
 
 
 def work_lost(turns: Sequence[Turn], fault: Fault) -> float | None:
@@ -251,9 +257,9 @@ def of_the_events(counted: int, listed: int) -> Check:
     )
 
 
-def of_what_is_listed(counted: Count, listed: set[str], anchored_at: float) -> Check:
-    """Judge whether the anchors know of what is lost: all that was acknowledged before they were written."""
-    gone = {each.workflow_id for each in counted.lost if each.kind == START and each.answered_at < anchored_at}
+def of_what_is_listed(counted: Count, listed: set[str], anchored: Collection[str]) -> Check:
+    """Judge whether what the anchors know of, and is lost, is listed."""
+    gone = {each.workflow_id for each in counted.lost if each.kind == START and each.workflow_id in anchored}
     return Check(
         name="lost and listed",
         declared="all that is lost and was anchored",

@@ -177,6 +177,11 @@ class Sandbox(System):
             time.sleep(_LOOK_EVERY)
         return max((last.end for sink in places if (last := sink.last()) is not None), default=0)
 
+    def anchored(self) -> frozenset[str]:
+        """Return the workflows that the anchors know of."""
+        found = (sink.anchors() for sink in sinks(self.settings))
+        return frozenset(entry.workflow_id for anchors in found for each in anchors for entry in each.entries)
+
     def family(self, name: str) -> list[psutil.Process]:
         """Return a service's process and its children, but not the one that writes a worker's heartbeat."""
         with suppress(psutil.NoSuchProcess):

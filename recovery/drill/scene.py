@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
@@ -66,8 +66,8 @@ class Fault:
     """The point in time that the runbook's commands name."""
     until: float | None = None
     """What was acknowledged after this is given up on purpose: one goes back to then."""
-    anchored_at: float | None = None
-    """What was acknowledged before is anchored, and is lost nevertheless: `aegis reconcile` has to list it."""
+    anchored: Collection[str] | None = None
+    """The workflows that the anchors know of, also such as are lost: of these, `aegis reconcile` has to list each."""
     others: Sequence[Client] = ()
     """Clients beside the drill's own: they, too, have to be served in the end."""
     stop: Callable[[], None] | None = None
@@ -80,7 +80,7 @@ class Fault:
     @property
     def goes_back(self) -> bool:
         """Whether the database is one that never had some of what was seen."""
-        return self.until is not None or self.anchored_at is not None
+        return self.until is not None or self.anchored is not None
 
 
 # --- where the workflows are ---------------------------------------------------------------------

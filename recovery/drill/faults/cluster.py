@@ -74,7 +74,6 @@ def lose_the_leader_of_those_behind(scene: Scene) -> Fault:
     one, other = (_under_way_at(servers, node, scene) for node in standbys)
     met = {each: min(there, other[each]) for each, there in one.items() if each in other}
     time.sleep(_BEHIND_FOR)
-    anchored_at = time.monotonic()
     scene.box.anchor()
     at = _kill(scene, name)
     # What has reached a socket, and not the disk, is gone as well: as it is when a line is cut.
@@ -86,7 +85,7 @@ def lose_the_leader_of_those_behind(scene: Scene) -> Fault:
         told=f"{name}, which led, killed {_BEHIND_FOR:g} s after its standbys fell behind, which nobody waited for",
         met=met,
         undo=lambda: _as_before(scene, servers, name),
-        anchored_at=anchored_at,
+        anchored=scene.box.anchored(),
     )
 
 

@@ -11,6 +11,7 @@ from ....persistence.database import Database
 from ....workers.factory import make_app
 from ...cluster import patroni
 from ..client import Client
+from ..ledger import Request
 from ..movement import Place, place
 from ..regional import Regional
 from ..scene import WAITING, Fault, Scene, count, sights, under_way, wait_for
@@ -21,6 +22,8 @@ _BEFORE: Final = 3.0
 _WITHIN: Final = 90.0
 # So long a primary that was cut off, and waits for nobody, goes on at least; then what it has is anchored.
 _ALONE: Final = 5.0
+# It steps down after its lease, 20 s.
+_ANCHORED_WITHIN: Final = 10.0
 _LOOK_EVERY: Final = 0.1
 
 
@@ -50,17 +53,16 @@ def cut_where_nobody_waits(scene: Scene) -> Fault:
     at = time.monotonic()
     regional.regions.cut(name)
     time.sleep(_ALONE)
-    anchored_at = time.monotonic()
-    _anchor_inside(scene, regional, name)
+    _anchor_inside(scene, regional, name, lambda: {each.workflow_id for each in _since(inside, at)})
     wait_for(lambda: regional.regions.leader() not in {None, name}, "the regions", "no other region took over", _WITHIN)
-    alone = [request for request in inside.requests() if request.acknowledged and request.answered_at > at]
+    alone = _since(inside, at)
     return Fault(
         at=at,
         told=f"{name}, which led, cut off; it acknowledged {len(alone)} requests alone",
         met=_left_of(scene, before),
         undo=lambda: regional.regions.heal(name, scene.box.supervisor),
         others=(inside,),
-        anchored_at=anchored_at,
+        anchored=scene.box.anchored(),
     )
 
 
@@ -119,12 +121,25 @@ def _client_inside(scene: Scene, regional: Regional) -> Client:
     return client
 
 
-def _anchor_inside(scene: Scene, regional: Regional, name: str) -> None:
-    """Write an anchor over what only the region that is cut off has: somebody outside saw it."""
+def _since(client: Client, at: float) -> list[Request]:
+    return [request for request in client.requests() if request.acknowledged and request.answered_at > at]
+
+
+def _anchor_inside(scene: Scene, regional: Regional, name: str, alone: Callable[[], set[str]]) -> None:
+    """Write anchors until they have some of what only the region that is cut off has: somebody outside saw it.
+
+    The log takes up what follows a transaction once that is over. Some may be open that other regions had begun, until
+    the server notices that these are gone.
+    """
+    deadline = time.monotonic() + _ANCHORED_WITHIN
     with regional.regions.network.inside(name):
         database = Database(regional.regions.all[name].settings.database, pool_size=1)
         try:
-            scene.box.anchor(database)
+            while True:
+                scene.box.anchor(database)
+                if alone() & scene.box.anchored() or time.monotonic() > deadline:
+                    return
+                time.sleep(_LOOK_EVERY)
         finally:
             database.close()
 
