@@ -120,6 +120,11 @@ def heartbeats(connection: Connection) -> list[Heartbeat]:
     ]
 
 
+def hold_brokers(connection: Connection) -> set[str]:
+    """Return the brokers at which workers listened, and keep other sweeps from beginning until this one's commit."""
+    return set(connection.execute(select(SweepRow.brokers).with_for_update()).scalar_one())
+
+
 def keep_brokers(connection: Connection, known: Mapping[str, datetime | None]) -> None:
     """Write down at which brokers workers listen, or did until when."""
     told = {url: None if since is None else since.timestamp() for url, since in known.items()}

@@ -103,8 +103,12 @@ def _free(database: Database, policy: Policy) -> tuple[list[Heartbeat], tuple[st
 
 def _give_up(database: Database, brokers: Brokers, policy: Policy) -> None:
     """Have everything rung again, elsewhere: it may wait where nobody listens any more."""
-    found = _make_due(database, policy)
-    with database.statement() as connection:
+    with database.transaction() as session:
+        connection = session.connection()
+        # Held until all of it is due: another sweep waits for that, and finds it done.
+        if not watch.hold_brokers(connection) & brokers.left:
+            return
+        found = _make_due(database, policy)
         watch.keep_brokers(connection, brokers.known)
     log.warning("nobody listens at a broker any more", brokers=sorted(brokers.left), rung_again=found)
 
