@@ -25,7 +25,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PrivatePostgres]:
     """A server for everybody; whoever wants to stop one takes ``own_postgres``."""
-    with folder("postgres") as root:
+    with folder("postgres", in_memory=True) as root:
         server = PrivatePostgres(root)
         server.start()
         server.execute(f'CREATE DATABASE "{TEMPLATE}"')

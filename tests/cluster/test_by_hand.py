@@ -93,7 +93,9 @@ class Commit:
                 time.sleep(0.2)
 
     def waits(self) -> bool:
-        return (1,) in statement(self._site, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        """Whether it waits for a standby; others may, too."""
+        asked = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%a commit%'"
+        return statement(self._site, asked) == [(1,)]
 
 
 @contextmanager

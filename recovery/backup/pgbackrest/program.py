@@ -40,6 +40,8 @@ _SEGMENT: Final = 16 * 1024 * 1024
 _MEGABYTE: Final = 1_000_000
 # What stops being handed over when it has piled up to so much: it must not fill the server's disk.
 _MOST_WAITING: Final = "8GiB"
+# How long a bucket may say nothing (seconds).
+_SILENT_FOR: Final = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +202,7 @@ def _lines(settings: Settings, folder: Path) -> Iterator[str]:
         "log-level-stderr=warn",
         "log-level-file=info",
         "log-timestamp=n",
-        # How long a bucket may say nothing (seconds).
-        "io-timeout=15",
+        f"io-timeout={_SILENT_FOR}",
         "start-fast=y",
         "resume=n",
         "compress-type=zst",
