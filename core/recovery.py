@@ -57,6 +57,7 @@ class Due:
     priority: int = 0
     interrupted: bool = False
     """Whether an attempt was begun that has come to nothing: its worker is dead."""
+    due_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +99,19 @@ class Brokers:
     left: frozenset[str] = frozenset()
 
 
-def to_ring(due: Sequence[Due], queue_lengths: Mapping[str | None, int], policy: Policy) -> list[Due]:
+def to_ring(
+    due: Sequence[Due],
+    queue_lengths: Mapping[str | None, int],
+    policy: Policy,
+    led_since: datetime | None = None,
+) -> list[Due]:
     """Return those of the due workflows whose bell has to be rung now.
 
     A queue that holds about as many bells as there are due workflows is merely long: ringing
     again would make it longer. One that holds clearly fewer has lost some, and nobody knows which.
+
+    What was rung before ``led_since``, the last fail-over, is rung once more whatever the queue says. Whoever was to
+    ring may have gone with the server that was lost, or a bell was answered that the new one has never heard of.
     """
     rung_before = Counter(row.queue for row in due if row.rings and not row.claimed)
     lost = {queue for queue, count in rung_before.items() if _has_lost(count, queue_lengths.get(queue, 0))}
@@ -110,8 +119,16 @@ def to_ring(due: Sequence[Due], queue_lengths: Mapping[str | None, int], policy:
         row
         for row in due
         # The modulus: never rung, or waited for long enough whatever the queue says.
-        if not row.claimed and (row.rings % policy.most_waits == 0 or row.queue in lost)
+        if not row.claimed
+        and (row.rings % policy.most_waits == 0 or row.queue in lost or _was_rung_before(row, led_since, policy))
     ]
+
+
+def _was_rung_before(row: Due, moment: datetime | None, policy: Policy) -> bool:
+    """Whether it was rung, or looked at, before that moment, and not since."""
+    if moment is None or row.due_at is None or not row.rings:
+        return False
+    return row.due_at - _patience(row.rings - 1, policy) < moment
 
 
 def postponed(chosen: Sequence[Due], allowed: int) -> set[str]:
@@ -128,7 +145,11 @@ def next_look(row: Due, policy: Policy) -> timedelta:
     """Return how long to leave a workflow alone now: twice as long each time."""
     if row.claimed:
         return policy.longest_look / 10  # its worker's heartbeat is what speaks for it
-    return min(policy.ring_grace * (1 << min(row.rings, 20)), policy.longest_look)
+    return _patience(row.rings, policy)
+
+
+def _patience(rings: int, policy: Policy) -> timedelta:
+    return min(policy.ring_grace * (1 << min(rings, 20)), policy.longest_look)
 
 
 def dead_workers(

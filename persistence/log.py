@@ -19,14 +19,12 @@ from ..core.anchor import Entry
 from ..core.errors import LogBroken
 from ..core.merkle import leaf_hash, node_hash, root_of
 from ..core.note import LogHead
-from . import sqlite
+from . import sql, sqlite
 from .database import reason_of
 from .models import AnchorRow, LogRow, LogStateRow, NodeRow, TransitionRow
 
 # The letters of "aegl".
 _LOCK: Final = 0x6165676C
-# The part of a WAL file's name that says on which timeline it is.
-_TIMELINE: Final = 8
 _WIDTH: Final = 256
 _BITS: Final = 8
 
@@ -85,8 +83,7 @@ def is_elsewhere(connection: Connection, found: LogState) -> bool:
 
 def server(connection: Connection) -> str:
     """Return what names the server of this moment: another one after a restart, a restore and a fail-over."""
-    timeline = func.left(func.pg_walfile_name(func.pg_current_wal_lsn()), _TIMELINE)
-    started, on = connection.execute(select(func.pg_postmaster_start_time(), timeline)).one()
+    started, on = connection.execute(select(func.pg_postmaster_start_time(), sql.timeline())).one()
     return f"{_system(connection)}/{on}/{started.isoformat()}"
 
 

@@ -363,6 +363,11 @@ class SweepRow(Base):
     brokers: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     """The brokers at which workers listened, each with since when none does (seconds since 1970); null: some do."""
 
+    timeline: Mapped[str | None]
+    """The server's, which is another one after each fail-over."""
+    led_since: Mapped[datetime | None]
+    """When a sweep first found it led by another server."""
+
     __table_args__ = (CheckConstraint("id = 1", name="aegis_sweep_is_one"),)
 
 

@@ -123,6 +123,23 @@ def _iso_sqlite(element: Any, compiler: Any, **options: Any) -> str:
     return f"{seconds} || printf('.%06dZ', {moment_} % 1000000)"
 
 
+class timeline(FunctionElement[str]):  # noqa: N801 - likewise
+    """``timeline()``: the server's, which is another one after each fail-over; empty where there is none."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(timeline)
+def _timeline(_element: Any, _compiler: Any, **_: Any) -> str:
+    return "left(pg_walfile_name(pg_current_wal_lsn()), 8)"
+
+
+@compiles(timeline, "sqlite")
+def _timeline_sqlite(_element: Any, _compiler: Any, **_: Any) -> str:
+    return "''"
+
+
 # --- of several -----------------------------------------------------------------------------------
 
 

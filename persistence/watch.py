@@ -29,14 +29,16 @@ _RELEASED: Final[Mapping[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """The database's time, since when sweeps have run without a gap, and where workers listened by then.
+    """The database's time, since when sweeps have run without a gap, and what was known until now.
 
-    ``brokers`` has, of each, since when none listens there; None: some do.
+    ``brokers`` are those at which workers listened, each with since when none does; None: some do. ``led_since`` is
+    when a sweep first found the database led by the server that leads it; None: it was always that one.
     """
 
     now: datetime
     since: datetime
     brokers: Mapping[str, datetime | None]
+    led_since: datetime | None
 
 
 def begin_sweep(connection: Connection, gap: timedelta) -> Watch:
@@ -47,11 +49,16 @@ def begin_sweep(connection: Connection, gap: timedelta) -> Watch:
     row = connection.execute(
         update(SweepRow)
         .where(SweepRow.id == 1)
-        .values(ran_at=now, since=case((begins, now), else_=SweepRow.since))
-        .returning(SweepRow.since, now, SweepRow.brokers)
+        .values(
+            ran_at=now,
+            since=case((begins, now), else_=SweepRow.since),
+            led_since=case((SweepRow.timeline != sql.timeline(), now), else_=SweepRow.led_since),
+            timeline=sql.timeline(),
+        )
+        .returning(SweepRow.since, now, SweepRow.brokers, SweepRow.led_since)
     ).one()
     left = {url: None if since is None else datetime.fromtimestamp(since, UTC) for url, since in row[2].items()}
-    return Watch(since=row[0], now=row[1], brokers=left)
+    return Watch(since=row[0], now=row[1], brokers=left, led_since=row[3])
 
 
 # --- workers ----------------------------------------------------------------------------
@@ -213,6 +220,7 @@ def due(connection: Connection, known: Collection[str], limit: int, *, urgent: b
             WorkflowRow.strayed > 0,
             WorkflowRow.priority,
             and_(WorkflowRow.attempt > 0, WorkflowRow.error.is_(None)),
+            WorkflowRow.due_at,
         )
         .where(WorkflowRow.due_at <= sql.began(), kind.in_(known), *_of_priority(urgent))
         .order_by(WorkflowRow.priority.desc(), WorkflowRow.due_at)
@@ -231,6 +239,7 @@ def due(connection: Connection, known: Collection[str], limit: int, *, urgent: b
             strayed=row[7],
             priority=row[8],
             interrupted=row[9],
+            due_at=row[10],
         )
         for row in rows
     ]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Final, Protocol
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple, Protocol
 
 from ..config.logging import get_logger
 from ..core import recovery
@@ -60,7 +60,7 @@ def sweep(database: Database, broker: Doorbell, policy: Policy) -> Swept:
         DatabaseUnavailable: what was not done yet is done by the next one.
 
     """
-    living, dead, freed, brokers = _free(database, policy)
+    living, dead, freed, brokers, led_since = _free(database, policy)
     known = frozenset[str]().union(*(beat.types for beat in living))
     if brokers.left:
         _give_up(database, brokers, policy)
@@ -71,7 +71,7 @@ def sweep(database: Database, broker: Doorbell, policy: Policy) -> Swept:
             # Only now: if we die before, the next sweep finds the mark missing still.
             broker.remember()
             (log.warning if found else log.info)("the broker remembers nothing", rung_again=found)
-        rung = _ring_due(database, broker, policy, known) if known else 0
+        rung = _ring_due(database, broker, policy, known, led_since) if known else 0
     except BrokerUnavailable as error:
         # What is due stays due, and is rung by the first sweep that reaches the broker again.
         log.warning("the sweep cannot ring", reason=error.reason)
@@ -82,8 +82,18 @@ def sweep(database: Database, broker: Doorbell, policy: Policy) -> Swept:
     return swept
 
 
-def _free(database: Database, policy: Policy) -> tuple[list[Heartbeat], tuple[str, ...], int, Brokers]:
-    """Bury the dead, free what nobody has in hand any more; return the living, the dead, the count, the brokers."""
+class Freed(NamedTuple):
+    """Who lives, who is dead, how much they had in hand, where somebody listens, and since when this server leads."""
+
+    living: list[Heartbeat]
+    dead: tuple[str, ...]
+    freed: int
+    brokers: Brokers
+    led_since: datetime | None
+
+
+def _free(database: Database, policy: Policy) -> Freed:
+    """Bury the dead, and free what nobody has in hand any more."""
     with database.transaction() as session:
         connection = session.connection()
         now = watch.begin_sweep(connection, policy.heartbeat_timeout)
@@ -98,7 +108,7 @@ def _free(database: Database, policy: Policy) -> tuple[list[Heartbeat], tuple[st
         # Those that are left stay until what waited there is due.
         if not brokers.left and brokers.known != now.brokers:
             watch.keep_brokers(connection, brokers.known)
-    return living, tuple(dead), freed, brokers
+    return Freed(living, tuple(dead), freed, brokers, now.led_since)
 
 
 def _give_up(database: Database, brokers: Brokers, policy: Policy) -> None:
@@ -123,7 +133,9 @@ def _make_due(database: Database, policy: Policy) -> int:
     return found
 
 
-def _ring_due(database: Database, broker: Doorbell, policy: Policy, known: frozenset[str]) -> int:
+def _ring_due(
+    database: Database, broker: Doorbell, policy: Policy, known: frozenset[str], led_since: datetime | None
+) -> int:
     with database.statement() as connection:
         queues = watch.due_queues(connection, known, _BATCH * _MOST_BATCHES)
     # Also those that nobody listens to: they are as long as they are, and must not get longer each time.
@@ -134,7 +146,7 @@ def _ring_due(database: Database, broker: Doorbell, policy: Policy, known: froze
         with database.transaction() as session:
             connection = session.connection()
             due = watch.due(connection, known, _BATCH, urgent=urgent)
-            chosen = recovery.to_ring(due, lengths, policy)
+            chosen = recovery.to_ring(due, lengths, policy, led_since)
             later = recovery.postponed(chosen, policy.most_strays - strays)
             chosen = [row for row in chosen if row.workflow_id not in later]
             strays += sum(row.strayed for row in chosen)

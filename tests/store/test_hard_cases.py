@@ -367,7 +367,7 @@ def test_a_claim_that_its_own_hand_forgot_is_freed_as_soon_as_it_takes_another(
         claimed(database, workflow_id, hand=hand)
     with database.statement() as connection:
         watch.beat(connection, Worker(id="w@test", host="h", pid=1, pids=(7,), queues=("aegis",), types=KNOWN))
-    _, dead, freed, _ = sweep._free(database, POLICY)
+    _, dead, freed, *_ = sweep._free(database, POLICY)
     assert (dead, freed) == ((), 1)
     assert row(database, "forgotten").owner is None
     assert row(database, "held").owner == "w@test"
@@ -475,6 +475,30 @@ def test_what_waits_at_a_broker_that_nobody_listens_to_any_more_is_rung_elsewher
     sweep._give_up(database, left, POLICY)
     assert run_sweep(database, doorbell, POLICY).rung == 0, "once: it is rung here now"
     sql(database, "UPDATE aegis_workflow SET due_at = clock_timestamp() - interval '1 s'")
+    assert run_sweep(database, doorbell, POLICY).rung == 0
+
+
+def test_after_a_fail_over_what_was_rung_before_is_rung_once_more_and_goes_first(
+    engine: DurableWorkflowEngine, database: Database, doorbell: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was to ring may have gone with the server; and a standby that was behind never heard of what was answered."""
+    engine.start(Once(), id="o")
+    alive(database, "aegis")
+    assert doorbell.ring([Bell(workflow_id="another", seq=0, queue=None, label="l")] * 100)
+    past = "UPDATE aegis_workflow SET due_at = clock_timestamp() - interval '1 s'"
+    sql(database, past)
+    assert run_sweep(database, doorbell, POLICY).rung == 0, "the queue is long, and the server always was this one"
+
+    sql(database, past)
+    sql(database, "UPDATE aegis_sweep SET timeline = '00000000'")
+    rung: list[Bell] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Broker, "ring", lambda _, bells: bool(rung.extend(bells)) or True)
+        assert run_sweep(database, doorbell, POLICY).rung == 1
+    assert [(bell.workflow_id, bell.priority) for bell in rung] == [("o", 1)]
+    # It was rung by this server's sweep now, which takes some time.
+    sql(database, "UPDATE aegis_sweep SET led_since = led_since - interval '1 hour'")
+    sql(database, past)
     assert run_sweep(database, doorbell, POLICY).rung == 0
 
 

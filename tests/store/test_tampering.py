@@ -936,7 +936,7 @@ UNPROVEN: Final[dict[str, dict[str, str]]] = {
     "aegis_worker": dict.fromkeys(
         ("id", "host", "pid", "pids", "queues", "types", "started_at", "seen_at", "epoch", "broker"), _LIVES
     ),
-    "aegis_sweep": dict.fromkeys(("id", "ran_at", "since", "brokers"), _LIVES),
+    "aegis_sweep": dict.fromkeys(("id", "ran_at", "since", "brokers", "timeline", "led_since"), _LIVES),
     "aegis_deployment": {
         "id": "there is one row",
         "created_at": "nothing is decided by it",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -239,6 +240,27 @@ def test_what_a_hand_held_before_it_took_something_else_is_abandoned() -> None:
     others = [claimed(thread=2, at=900), claimed(pid=8, at=900), claimed("b", at=900)]
     living = [beat("a", pids={7, 8}), beat("b", pids={7})]
     assert abandoned([held, *others, left], living, POLICY, now=NOW, watched_since=LONG_AGO) == [left]
+
+
+@pytest.mark.parametrize(
+    ("rings", "due_for", "rung"),
+    [
+        (1, 0, True),  # rung 5 s before it was due, 5 s ago: before the server led
+        (1, 2, True),
+        (1, -3, False),  # not yet due for 3 s: rung 2 s ago
+        (3, 0, True),  # looked at 20 s ago
+        (3, -17, False),  # looked at 3 s ago
+        (30, 0, True),  # ten minutes ago: no look is later
+        (30, -597, False),
+    ],
+)
+def test_what_was_rung_before_a_fail_over_is_rung_once_more_though_the_queue_is_long(
+    rings: int, due_for: float, *, rung: bool
+) -> None:
+    row = replace(due(rings=rings), due_at=ago(due_for))
+    assert to_ring([row], {None: 100}, POLICY, ago(4)) == ([row] if rung else [])
+    assert to_ring([row], {None: 100}, POLICY) == []
+    assert to_ring([replace(row, claimed=True)], {None: 100}, POLICY, ago(4)) == []
 
 
 # --- where somebody listens -------------------------------------------------------------------

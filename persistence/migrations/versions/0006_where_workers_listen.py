@@ -1,4 +1,4 @@
-"""Recovery: at which brokers workers listen, so that one at which nobody does any more is noticed."""
+"""Recovery: at which brokers workers listen, and since when the server leads: what was rung before may be lost."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ def upgrade() -> None:
     """Bring the schema forward; workers of the version before must survive it."""
     op.add_column("aegis_worker", sa.Column("broker", sa.Text(), nullable=True))
     op.add_column("aegis_sweep", sa.Column("brokers", JSONB(), server_default=sa.text("'{}'"), nullable=False))
+    op.add_column("aegis_sweep", sa.Column("timeline", sa.Text(), nullable=True))
+    op.add_column("aegis_sweep", sa.Column("led_since", sa.DateTime(timezone=True), nullable=True))
 
 
 def downgrade() -> None:
     """Take it back."""
-    op.drop_column("aegis_sweep", "brokers")
+    for name in ("led_since", "timeline", "brokers"):
+        op.drop_column("aegis_sweep", name)
     op.drop_column("aegis_worker", "broker")
