@@ -278,11 +278,12 @@ def ring_pending(session: Session, definition: Definition, terms: Terms, *, afte
         .order_by(WorkflowRow.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
+        .cte("some")  # once: as a mere subquery PostgreSQL may plan it for each row anew, and the limit is none
     )
     now = sql.now()
     rows = session.execute(
         update(WorkflowRow)
-        .where(WorkflowRow.id.in_(some))
+        .where(WorkflowRow.id.in_(select(some.c.id)))
         .values(status="pending", ready_at=sql.least(WorkflowRow.ready_at, now), due_at=now + terms.grace, rings=1)
         .returning(*_RUNG)
     )
