@@ -52,12 +52,12 @@ class Due:
     """How often it was rung, or looked at, since it last moved; 0: no bell is under way."""
     claimed: bool
     """Whether a worker has it in hand; whether that worker lives is another question."""
+    due_at: datetime
     strayed: bool = False
     """Whether its last bell was answered by a worker that does not know its type."""
     priority: int = 0
     interrupted: bool = False
     """Whether an attempt was begun that has come to nothing: its worker is dead."""
-    due_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +126,7 @@ def to_ring(
 
 def _was_rung_before(row: Due, moment: datetime | None, policy: Policy) -> bool:
     """Whether it was rung, or looked at, before that moment, and not since."""
-    if moment is None or row.due_at is None or not row.rings:
-        return False
-    return row.due_at - _patience(row.rings - 1, policy) < moment
+    return moment is not None and row.rings > 0 and row.due_at - _patience(row.rings - 1, policy) < moment
 
 
 def postponed(chosen: Sequence[Due], allowed: int) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -75,8 +74,7 @@ def test_a_connection_that_breaks_off_after_its_last_statement_raises_nothing_an
     for _ in range(5):  # there are two places
         with suppress(DatabaseUnavailable), own.statement() as connection:  # the one of before is found to be broken
             ended.append(pid_of(connection))
-            sql(database, "SELECT pg_terminate_backend(:pid)", pid=ended[-1])
-            time.sleep(0.05)
+            sql(database, "SELECT pg_terminate_backend(:pid, 20000)", pid=ended[-1])  # waits until it is gone
     assert len(set(ended)) >= 3
     with suppress(DatabaseUnavailable), own.statement() as connection:
         pid_of(connection)

@@ -35,7 +35,7 @@ def ago(seconds: float) -> datetime:
 
 
 def due(number: int = 0, *, rings: int = 1, queue: str | None = None, claimed: bool = False) -> Due:
-    return Due(workflow_id=f"w-{number}", seq=number, queue=queue, label="t", rings=rings, claimed=claimed)
+    return Due(workflow_id=f"w-{number}", seq=number, queue=queue, label="t", rings=rings, claimed=claimed, due_at=NOW)
 
 
 def many(count: int, *, start: int = 0, **fields: Any) -> list[Due]:
