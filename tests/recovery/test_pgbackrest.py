@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
@@ -9,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -167,6 +169,39 @@ def has(place: ArchivingSite, segment: str) -> bool:
     with place.database.statement() as connection:
         found = cluster.archiver(connection)
     return found is not None and found.has(segment)
+
+
+# --- who is at work already -------------------------------------------------------------
+
+
+@contextmanager
+def locked(place: ArchivingSite) -> Iterator[None]:
+    """A backup of the program is under way, which keeps everything but the server's own WAL waiting."""
+    with ExitStack() as stack:
+        for what in ("archive", "backup"):
+            path = place.settings.places.pgbackrest / "lock" / f"aegis-{what}.lock"
+            file = stack.enter_context(path.open("w"))
+            os.chown(path, *(tool(place).pgbackrest.owner or (-1, -1)))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def test_starting_again_while_a_backup_is_taken_is_no_failure(archiving: ArchivingSite) -> None:
+    tool(archiving).begin()
+    with locked(archiving):
+        tool(archiving).begin()
+
+
+def test_whoever_begins_it_at_the_same_time_is_waited_for() -> None:
+    with archiving_site() as place, ThreadPoolExecutor(1) as other:
+        begin(place)
+        adapter = tool(place)
+        with locked(place):
+            begun = other.submit(adapter.begin)
+            time.sleep(1)
+            assert not begun.done()
+        begun.result(30)
+        assert tool(place).identity() is not None
 
 
 # --- encryption -------------------------------------------------------------------------

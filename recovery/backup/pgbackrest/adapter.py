@@ -23,12 +23,14 @@ from ..adapter import AGAIN, Base, Identity, last_number, number
 from ..address import words
 from ..begun import Begun
 from ..pages import first_segment, give_away
-from .program import FOLDER, PgBackRest, variables
+from .program import FOLDER, PgBackRest, is_locked, variables
 
 _DAY: Final = 86400
 _LOOK_EVERY: Final = 0.1
 # PostgreSQL tries what it could not archive again after a minute.
 _ARRIVES_WITHIN: Final = 90.0
+# How long beginning a repository takes whoever does it at the same time (seconds).
+_BEGINS_WITHIN: Final = 30.0
 _AT_ONCE: Final = 4
 _FOLDER: Final = re.compile(r"[0-9A-F]{16}")
 _ARCHIVED: Final = re.compile(r"(?:[0-9A-F]{16}/)?(?:([0-9A-F]{24})-[0-9a-f]{40}(?:\.\w+)?|([0-9A-F]{8}\.history))")
@@ -75,13 +77,28 @@ class WithPgBackRest:
         try:
             if not self.settings.backup_bucket:
                 self.pgbackrest.own(self.settings.backups / FOLDER)
-            self._call("the repository", "stanza-create")
+            # Only where it has to be: nothing else may be under way meanwhile, neither a backup nor another one of it.
+            if not self._read_info().get("db"):
+                self._create()
             self._begun.note(str(self._read_info()["db"][-1]["system-id"]))
         except OSError as error:
             problem = f"{error.filename or self.settings.backup_place} cannot be written ({error.strerror})"
             raise BackupFailed(
                 self.settings.backup_place, problem, "see that it is there, has room, and is ours"
             ) from None
+
+    def _create(self) -> None:
+        """Make it, once nobody else does; that it is there already is no failure."""
+        deadline = time.monotonic() + _BEGINS_WITHIN
+        while True:
+            try:
+                self._call("the repository", "stanza-create")
+            except BackupFailed as error:
+                if not is_locked(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOOK_EVERY)
+            else:
+                return
 
     def bases(self) -> list[Base]:
         """Return the base backups, the newest first."""

@@ -31,6 +31,7 @@ _ERROR: Final = re.compile(r"^ERROR: (?:\[\d+\]: )?", re.MULTILINE)
 _UNKNOWN_VERSION: Final = ("VersionNotSupportedError", "is this version of PostgreSQL supported")
 # What it says where it cannot make sense of what it opened with a key, or without one.
 _WRONG_KEY: Final = ("unable to load info file", "cipher header", "unable to flush", "invalid format in", "bad decrypt")
+_LOCKED: Final = "unable to acquire lock"
 _NO_ROOM: Final = ("unable to write", "FileWriteError", "No space left on device")
 _VERSION: Final = re.compile(r"pgBackRest (\S+)")
 _MOST_PROCESSES: Final = 4
@@ -173,6 +174,11 @@ class PgBackRest:
                 f"{error.filename or self.configuration} cannot be written ({error.strerror})",
                 "see that it is there, has room, and is ours",
             ) from None
+
+
+def is_locked(error: BackupFailed) -> bool:
+    """Whether it failed because the program runs already, and another of it is to wait."""
+    return _LOCKED in error.problem
 
 
 _OTHER: Final = 99
