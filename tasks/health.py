@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Final
 
-from ..config.settings import Settings
+from ..config.settings import Settings, safe_url
 from ..core.errors import AegisError, DatabaseUnavailable
 from ..persistence import replication as replicated
 from ..persistence import schema, vitals
 from ..persistence.database import Database, is_too_slow
+from ..persistence.hosts import each_alone
 from ..persistence.vitals import Vitals
 from .backups import archive, ask_backups
 from .broker_check import ask_broker
@@ -95,7 +96,7 @@ def _ask_database(settings: Settings) -> Iterator[Check]:
             if found_archive is not None:
                 yield found_archive
             part = "replication"
-            yield from replication(replicated.read(connection))
+            yield from replication(replicated.read(connection), nodes=len(list(each_alone(settings.database))))
     except DatabaseUnavailable as error:
         if is_too_slow(error):
             yield _late(settings)
@@ -142,6 +143,12 @@ def _workers(found: Vitals, settings: Settings) -> Check:
     says = f"{len(living)} alive, {found.running} handlers running"
     if silent:
         return degraded("workers", f"{says}, {silent} silent", "beat's sweep takes over what they held; see their logs")
+    here, theirs = safe_url(settings.broker), {worker.broker for worker in living}
+    # A worker of an older version does not say where it listens.
+    if None not in theirs and here not in theirs:
+        elsewhere = ", ".join(sorted(map(str, theirs)))
+        remedy = f"start one there, or have AEGIS_BROKER_URL name theirs, in the same spelling: {elsewhere}"
+        return warning("workers", f"{says}, none of which listens at {here}", remedy)
     return ok("workers", says)
 
 

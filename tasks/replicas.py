@@ -23,18 +23,18 @@ _ARCHIVED: Final = "a lost disk loses nothing: a commit returns once it is archi
 _TAKE_BACK: Final = "ALTER SYSTEM RESET synchronous_standby_names; SELECT pg_reload_conf()"
 
 
-def replication(found: Replication | None) -> Iterator[Check]:
-    """Say what the loss of a node would cost at this moment."""
+def replication(found: Replication | None, *, nodes: int = 0) -> Iterator[Check]:
+    """Say what the loss of a node would cost at this moment; ``nodes`` is how many the address names, if several."""
     if found is not None:
-        yield _judge(found)
+        yield _judge(found, nodes)
 
 
-def _judge(found: Replication) -> Check:
+def _judge(found: Replication, nodes: int) -> Check:
     if found.is_standby:
         remedy = "name every node in AEGIS_DATABASE_URL, with target_session_attrs=read-write"
         return degraded(_NAME, "this is a standby, which takes no writes", remedy)
     if not found.needed and all(standby.is_archive for standby in found.standbys):
-        return ok(_NAME, "none: one server, whose disk and backups are what there is")
+        return _judge_alone(nodes)
     who = "; ".join(map(_standby, found.standbys))
     if any(standby.mode is None for standby in found.standbys):
         remedy = "grant it pg_monitor to see how far they are"
@@ -46,6 +46,13 @@ def _judge(found: Replication) -> Check:
     if found.synchronous < found.needed:
         return _writes_wait(found, who)
     return _judge_who_is_waited_for(found, who)
+
+
+def _judge_alone(nodes: int) -> Check:
+    if nodes > 1:
+        says = f"a lost node loses what was committed since the others left it: none of the {nodes} follows it"
+        return degraded(_NAME, says, "start the others; until then, its disk and its backups are what there is")
+    return ok(_NAME, "none: one server, whose disk and backups are what there is")
 
 
 def _judge_who_is_waited_for(found: Replication, who: str) -> Check:

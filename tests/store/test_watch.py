@@ -505,6 +505,13 @@ SPOILED: dict[str, tuple[Spoil, str, State, str, str]] = {
         "1 alive, 0 handlers running, 1 silent",
         "sweep",
     ),
+    "workers at another broker": (
+        lambda _, database: sql(database, "UPDATE aegis_worker SET broker = 'redis://elsewhere:6379/0'"),
+        "workers",
+        State.WARNING,
+        "1 alive, 0 handlers running, none of which listens at redis+socket://",
+        "in the same spelling: redis://elsewhere:6379/0",
+    ),
     "no sweep": (
         lambda _, database: sql(database, "UPDATE aegis_sweep SET ran_at = ran_at - interval '5 minutes'"),
         "beat",

@@ -50,6 +50,13 @@ def test_one_server_alone_is_no_reason_to_warn() -> None:
         assert judged(standby(name, "async", behind=16_000_000), names="")[0] is State.OK
 
 
+def test_a_node_that_the_others_left_is_not_one_server_alone() -> None:
+    found = Replication(is_standby=False, needed=0, waits=True, standbys=(), named=frozenset())
+    (check,) = replication(found, nodes=3)
+    assert check.state is State.DEGRADED
+    assert check.says.startswith("a lost node loses what was committed since the others left it: none of the 3 ")
+
+
 def test_two_synchronous_standbys_of_which_one_is_needed_lose_nothing() -> None:
     state, says = judged(standby("b"), standby("c"))
     assert state is State.OK
