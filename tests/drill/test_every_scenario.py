@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.faults,
     pytest.mark.skipif(
         os.environ.get("AEGIS_TEST_DRILLS") != "1",
-        reason="half an hour of a machine that does nothing else, and root: AEGIS_TEST_DRILLS=1 runs it",
+        reason="a quarter of an hour of a machine that does nothing else, and root: AEGIS_TEST_DRILLS=1 runs it",
     ),
 ]
 

@@ -28,10 +28,10 @@ def kill_database(scene: Scene) -> Fault:
 def fill_disk(scene: Scene) -> Fault:
     """Leave no room where the database writes, until clients are refused; then make room again."""
     ballast = scene.box.settings.places.postgres / "ballast"
-    with ballast.open("wb") as file, suppress(OSError):
+    # Unbuffered: what found no room would be written once more when the file is closed.
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(b"\0" * 65536)
-            file.flush()
     asked = scene.client.burst(WAITING)
     deadline = time.monotonic() + 40
     while time.monotonic() < deadline and not any(
