@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ from aegis.persistence.auditor import Auditor
 from aegis.recovery.backup import take
 from aegis.recovery.backup.ledger import Ledger, Proof
 from aegis.recovery.backup.look import look
-from aegis.recovery.backup.pgbackrest import program
+from aegis.recovery.backup.pgbackrest import adapter, program
 from aegis.recovery.backup.pgbackrest.adapter import WithPgBackRest
 from aegis.recovery.backup.take import catalogue, retire, verify
 from aegis.recovery.restore.restore import restore
@@ -177,11 +178,12 @@ def has(place: ArchivingSite, segment: str) -> bool:
 @contextmanager
 def locked(place: ArchivingSite) -> Iterator[None]:
     """A backup of the program is under way, which keeps everything but the server's own WAL waiting."""
+    used = tool(place).pgbackrest
     with ExitStack() as stack:
         for what in ("archive", "backup"):
-            path = place.settings.places.pgbackrest / "lock" / f"aegis-{what}.lock"
+            path = used.configuration.parent / "lock" / f"aegis-{what}.lock"
             file = stack.enter_context(path.open("w"))
-            os.chown(path, *(tool(place).pgbackrest.owner or (-1, -1)))
+            os.chown(path, *(used.owner or (-1, -1)))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -192,14 +194,19 @@ def test_starting_again_while_a_backup_is_taken_is_no_failure(archiving: Archivi
         tool(archiving).begin()
 
 
-def test_whoever_begins_it_at_the_same_time_is_waited_for() -> None:
+def test_whoever_begins_it_at_the_same_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = threading.Event()
+
+    def noticed(error: BackupFailed) -> bool:
+        refused.set()
+        return program.is_locked(error)
+
+    monkeypatch.setattr(adapter, "is_locked", noticed)
     with archiving_site() as place, ThreadPoolExecutor(1) as other:
         begin(place)
-        adapter = tool(place)
         with locked(place):
-            begun = other.submit(adapter.begin)
-            time.sleep(1)
-            assert not begun.done()
+            begun = other.submit(tool(place).begin)
+            assert refused.wait(30)
         begun.result(30)
         assert tool(place).identity() is not None
 
